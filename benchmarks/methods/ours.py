@@ -1,0 +1,47 @@
+"""CellxPert as its documentation says: set up, train on the training cells, annotate the others."""
+
+from __future__ import annotations
+
+import anndata
+import lightning.pytorch  # noqa: F401 - its import takes seconds, which are not training
+import mudata
+import numpy as np
+import scanpy  # noqa: F401 - as above
+
+import cellxpert as cx
+from benchmarks.methods import Prediction
+
+__all__ = ["Ours", "mini", "nano"]
+
+LABEL = "label"
+
+
+class Ours:
+    """One preset, its own number of epochs, trained on all training cells. The test cells are first seen in ``predict``."""
+
+    def __init__(self, preset: str, *, seed: int, quick: bool) -> None:
+        self.preset, self.seed, self.quick = preset, seed, quick
+
+    def fit(self, adata: anndata.AnnData, labels: np.ndarray) -> None:
+        """See :class:`benchmarks.methods.Annotator`."""
+        adata = adata.copy()
+        adata.obs[LABEL] = labels
+        mdata = mudata.MuData({"rna": adata})
+        cx.CellxPert.setup_mudata(mdata, rna="rna", labels_key=LABEL)
+        self.model = cx.CellxPert(mdata, preset=self.preset, seed=self.seed)
+        self.model.train(max_epochs=1 if self.quick else None, train_size=1.0, progress_bar=False)
+
+    def predict(self, adata: anndata.AnnData) -> Prediction:
+        """See :class:`benchmarks.methods.Annotator`."""
+        table = self.model.annotate(mudata.MuData({"rna": adata}), inplace=False, unknown=False)
+        return Prediction(table["label"].to_numpy(dtype=str), table["confidence"].to_numpy())
+
+
+def nano(*, seed: int, quick: bool) -> Ours:
+    """Preset ``nano``."""
+    return Ours("nano", seed=seed, quick=quick)
+
+
+def mini(*, seed: int, quick: bool) -> Ours:
+    """Preset ``mini``."""
+    return Ours("mini", seed=seed, quick=quick)

@@ -1,0 +1,123 @@
+"""Tidy rows -> Markdown tables and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from benchmarks.registry import Task
+from benchmarks.results import ResultFile
+
+__all__ = ["dot_plot", "family", "markdown", "method_table", "render"]
+
+
+def family(split: str) -> str:
+    """Name of a split without the number of its fold: ``"3-fold/2"`` -> ``"3-fold"``.
+
+    >>> family("stratified-2022")
+    'stratified-2022'
+    """
+    return split.partition("/")[0]
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table; all but the first column are right-aligned."""
+    lines = [list(header), ["---", *["---:"] * (len(header) - 1)], *[list(row) for row in rows]]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _mean_sd(values: np.ndarray, digits: int) -> str:
+    text = f"{values.mean():.{digits}f}"
+    return text if len(values) < 2 else f"{text} ± {values.std(ddof=1):.{digits}f}"
+
+
+def method_table(rows: pd.DataFrame, metrics: Mapping[str, bool], *, digits: int = 3) -> str:
+    """Return a table of methods x metrics: mean ± sd over seeds and folds, the best mean of a column in bold.
+
+    Parameters
+    ----------
+    rows
+        Tidy rows of one data set and split family.
+    metrics
+        Metric -> whether more is better; the first decides the order of the methods.
+    digits
+        Digits after the point.
+    """
+    first, first_up = next(iter(metrics.items()))
+    means = rows.groupby(["method", "metric"])["value"].mean().unstack()
+    means = means.reindex(columns=list(metrics)).sort_values(first, ascending=not first_up, kind="stable")
+    rounded = means.round(digits)
+    best = {metric: rounded[metric].max() if up else rounded[metric].min() for metric, up in metrics.items()}
+    lines = []
+    for method in means.index:
+        mine = rows[rows["method"] == method]
+        line = [f"`{method}`"]
+        for metric in metrics:
+            values = mine.loc[mine["metric"] == metric, "value"].to_numpy()
+            text = _mean_sd(values, digits) if len(values) else "–"
+            line.append(f"**{text}**" if len(values) and rounded.loc[method, metric] == best[metric] else text)
+        runs = mine.drop_duplicates(["split", "seed"])
+        line += [f"{runs['seconds'].mean():.1f}", f"{runs['mib'].mean():.0f}", str(len(runs))]
+        lines.append(line)
+    return markdown(["method", *metrics, "seconds", "peak MiB", "runs"], lines)
+
+
+def dot_plot(rows: pd.DataFrame, metrics: Sequence[str], path: Path, *, order: Sequence[str]) -> Path:
+    """Draw one panel per data set and split family: every run a dot, methods in rows, metrics in colours.
+
+    Parameters
+    ----------
+    rows, metrics
+        Tidy rows, and the metrics to draw (all on one scale).
+    path
+        The PNG to write.
+    order
+        Methods from top to bottom.
+    """
+    rows = rows.assign(family=rows["split"].map(family))
+    panels = list(rows.groupby(["data", "family"], sort=False))
+    figure = Figure(figsize=(3.2 * len(panels) + 1.6, 0.32 * len(order) + 1.3), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    colours = ("#1b6ca8", "#d1495b", "#66a182", "#edae49")
+    height = {method: -place for place, method in enumerate(order)}
+    for axis, ((data, split), part) in zip(axes, panels, strict=True):
+        for shift, (metric, colour) in enumerate(zip(metrics, colours, strict=False)):
+            mine = part[part["metric"] == metric]
+            heights = mine["method"].map(height) + 0.12 * (len(metrics) - 1 - 2 * shift)
+            axis.scatter(mine["value"], heights, s=18, color=colour, label=metric, alpha=0.8, linewidths=0)
+        axis.set_title(f"{data}\n{split}", fontsize=9)
+        axis.set_yticks(list(height.values()), list(height))
+        axis.grid(axis="both", color="#e5e5e5", linewidth=0.6)
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def render(task: Task, results: ResultFile) -> list[Path]:
+    """Write the report of a task beside its file of results; returns what was written."""
+    frame = results.frame()
+    stem = results.path.with_suffix("")
+    pictures = list(task.plot(frame, stem))
+    quick = stem.suffix == ".quick"
+    text = [
+        f"# Benchmark `{task.name}`",
+        f"Made from `{results.path.name}` by `python -m benchmarks render {task.name}{' --quick' if quick else ''}`; "
+        "do not edit.",
+    ]
+    if quick:
+        text.append("**Quick form: these figures only prove that the code runs.**")
+    text += [task.report(frame), *[f"![{task.name}]({picture.name})" for picture in pictures]]
+    text += ["Measured with:", "\n".join(f"* commit {c}: {v}" for c, v in _provenance(frame))]
+    path = stem.with_name(stem.name + ".md")
+    path.write_text("\n\n".join(text) + "\n")
+    return [path, *pictures]
+
+
+def _provenance(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    return list(frame[["commit", "versions"]].drop_duplicates().itertuples(index=False, name=None))

@@ -1,0 +1,1 @@
+"""Tasks: what is run on which data, and how the results are shown."""

@@ -1,0 +1,78 @@
+"""Cell types of held-out cells: methods learn from the training cells only and label the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.data_sets import ANNOTATION as DATA
+from benchmarks.data_sets import DataSet, Split
+from benchmarks.measure import measured
+from benchmarks.methods import ANNOTATION as METHODS
+from benchmarks.methods import make
+from benchmarks.metrics import annotation_scores
+from benchmarks.registry import Case, Measurement, Options, Task
+from benchmarks.render import dot_plot, family, method_table
+
+__all__ = ["TASK", "annotate"]
+
+METRICS = {"accuracy": True, "macro_f1": True, "ece": False}
+
+
+def annotate(data: DataSet, split: Split, *, method: str, seed: int, options: Options) -> list[Measurement]:
+    """Fit one method on the training cells of one split and score it on the test cells."""
+    adata = data.load(options.data_dir)
+    labels = adata.obs[data.label_key].astype(str).to_numpy()
+    train, test = split.make(adata, labels)
+    seen, held_out = adata[train].copy(), adata[test].copy()
+    for side in (seen, held_out):  # a method gets counts and the labels of its training cells, nothing else
+        side.obs = side.obs[[]]
+    annotator = make(METHODS[method], seed=seed, quick=options.quick)
+    with measured() as cost:
+        annotator.fit(seen, labels[train])
+        predicted = annotator.predict(held_out)
+    scores = annotation_scores(labels[test], predicted.labels, predicted.confidence)
+    return [Measurement(method=method, metrics=scores, seconds=cost.seconds, mib=cost.mib)]
+
+
+def cases(options: Options) -> Iterator[Case]:
+    """Every data set, split, method and seed; the quick form has one data set and one seed."""
+    for data in DATA.values():
+        if options.quick and data.make is None:
+            continue
+        for split in data.splits:
+            for method, entry in METHODS.items():
+                for seed in range(split.n_seeds if entry.seeded and not options.quick else 1):
+                    yield Case(
+                        data=data.name,
+                        split=split.name,
+                        seed=seed,
+                        method=method,
+                        run=partial(annotate, data, split, method=method, seed=seed, options=options),
+                        missing=data.missing(options.data_dir),
+                    )
+
+
+def report(frame: pd.DataFrame) -> str:
+    """Return one table per data set and split."""
+    parts = [
+        "Held-out cells; mean ± sd over seeds (and folds), best in bold. `macro_f1`: unweighted mean over the classes among "
+        "the test cells. `ece`: expected calibration error, 15 bins, less is better. `seconds`: fit and predict, wall."
+    ]
+    frame = frame.assign(family=frame["split"].map(family))
+    for (data, split), rows in frame.groupby(["data", "family"], sort=False):
+        parts += [f"## {data}, {split}", method_table(rows, METRICS)]
+    return "\n\n".join(parts)
+
+
+def plot(frame: pd.DataFrame, stem: Path) -> Sequence[Path]:
+    """Draw accuracy and macro-F1 of every run."""
+    known = [method for method in METHODS if method in set(frame["method"])]
+    order = [*known, *sorted(set(frame["method"]) - set(known))]
+    return [dot_plot(frame, ["accuracy", "macro_f1"], stem.with_name(stem.name + ".png"), order=order)]
+
+
+TASK = Task(name="annotation", cases=lambda options: list(cases(options)), report=report, plot=plot)

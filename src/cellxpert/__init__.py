@@ -1,0 +1,38 @@
+"""One transformer over single-cell and spatial multi-omics.
+
+>>> import cellxpert as cx
+
+Public names are loaded when they are first used, so that importing cellxpert costs neither torch nor matplotlib.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cellxpert import config, datasets, errors, metrics, pl
+    from cellxpert.model import CellxPert
+
+    __version__: str
+
+__all__ = ["CellxPert", "__version__", "config", "datasets", "errors", "metrics", "pl"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name (PEP 562)."""
+    if name not in __all__:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("cellxpert")
+    from importlib import import_module
+
+    if name == "CellxPert":
+        return import_module("cellxpert.model").CellxPert
+    return import_module(f"cellxpert.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

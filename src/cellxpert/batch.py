@@ -1,0 +1,123 @@
+"""What passes between data, network and losses.
+
+Shape suffixes: B cells, T tokens of all cells laid end to end, L tokens of one cell, Q queries, M movable values, D width,
+E experts, K bins, C labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["IGNORE", "Batch", "Output", "Questions", "RouterStats"]
+
+IGNORE = -100
+"""Target of a query that does not count, and label of a cell that has none."""
+
+
+def _to(obj: Any, device: torch.device | str) -> Any:
+    """Copy of a dataclass with every tensor (also inside nested dataclasses) on another device."""
+    moved = {}
+    for f in fields(obj):
+        value = getattr(obj, f.name)
+        if isinstance(value, Tensor):
+            moved[f.name] = value.to(device, non_blocking=True)
+        elif isinstance(value, Questions):
+            moved[f.name] = _to(value, device)
+    return replace(obj, **moved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """What the decoder is asked, and what each query may see besides the memory of the context.
+
+    A padded query has feature id -1 (its answer is meaningless and its target ``IGNORE``).
+    """
+
+    query_BQ: Tensor
+    """Feature ids asked for (int64); -1 is padding."""
+    target_BQ: Tensor | None = None
+    """True bins (int64); ``IGNORE`` where they do not count."""
+    value_feature_BM: Tensor | None = None
+    """Feature ids of the movable values (int64); -1 is padding."""
+    value_bin_BM: Tensor | None = None
+    """Bins of the movable values (int64)."""
+    visible_BQM: Tensor | None = None
+    """Which movable values each query sees (bool). May be (1, Q, M): the same for all cells."""
+    rate_B2: Tensor | None = None
+    """Share of a cell's zero features (column 0) and of its non-zero ones (column 1) that became queries (float32); None
+    if queries were drawn whatever their value. The losses correct for it, so that answers are frequencies in the cell."""
+
+    def to(self, device: torch.device | str) -> Questions:
+        """Copy on another device."""
+        return _to(self, device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Cells as tokens, in one of two layouts.
+
+    Packed (``pad_length is None``): T = sum of ``lengths_B``, cells end to end. Padded: T = B * ``pad_length``, cell b at
+    ``b * pad_length``, its tokens first, feature id -1 after them. A cell's first token is always [CLS] (feature id
+    ``n_features``, bin 0).
+    """
+
+    feature_T: Tensor
+    """Feature ids (int64); ``n_features`` is [CLS], -1 padding."""
+    bin_T: Tensor
+    """Magnitude bins (int64)."""
+    lengths_B: Tensor
+    """Tokens per cell (int64, on the CPU), [CLS] included, padding not."""
+    pad_length: int | None = None
+    position_T: Tensor | None = None
+    """Place of each token in its sequence, for networks with learned positions."""
+    masked: Questions | None = None
+    """Queries for hidden features, answered from the memory and the visible movable values."""
+    whole: Questions | None = None
+    """Queries answered from the cell's vector alone."""
+    label_B: Tensor | None = None
+    """Label codes (int64); ``IGNORE`` for unlabelled cells."""
+    row_B: Tensor | None = None
+    """Row of each cell in ``obs_names`` (int64, on the CPU)."""
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return len(self.lengths_B)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Copy on another device; lengths and rows stay on the CPU."""
+        return replace(_to(self, device), lengths_B=self.lengths_B, row_B=self.row_B)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterStats:
+    """What one mixture-of-experts layer did with the tokens that count (no padding, no [CLS])."""
+
+    importance_E: Tensor
+    """Sum of gate values per expert."""
+    load_E: Tensor
+    """Smooth estimate of the number of tokens per expert (Shazeer et al. 2017)."""
+    z: Tensor
+    """Mean squared log-sum-exp of the router's logits (scalar)."""
+    count_E: Tensor
+    """Tokens that each expert read (no gradient)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What the network returns for a batch; a part that was not asked for is None."""
+
+    cell_BD: Tensor
+    """Cell vectors."""
+    masked_BQK: Tensor | None = None
+    """Logits over bins for ``batch.masked``."""
+    whole_BQK: Tensor | None = None
+    """Logits over bins for ``batch.whole``."""
+    label_BC: Tensor | None = None
+    """Logits over labels."""
+    routers: tuple[RouterStats, ...] = ()
+    """One per mixture-of-experts layer."""

@@ -1,0 +1,304 @@
+"""What a model is made of: frozen, validated settings that travel as JSON inside every checkpoint.
+
+A :class:`ModelConfig` has three parts: how cells become tokens (:class:`TokenConfig`), the network that reads them
+(:class:`NetworkConfig`) and how it is trained (:class:`TrainingConfig`). :func:`preset` returns the named ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from cellxpert.errors import ConfigError
+
+__all__ = ["PRESETS", "ModelConfig", "NetworkConfig", "TokenConfig", "TrainingConfig", "preset"]
+
+HEAD_WIDTH = 64
+"""Width of one attention head: 64 is the size that attention kernels are tuned for."""
+
+
+def _require(condition: bool, what: str, found: object, fix: str) -> None:  # noqa: FBT001
+    if not condition:
+        raise ConfigError(what, found=repr(found), fix=fix)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenConfig:
+    """How a cell becomes a sequence of (feature, magnitude) tokens.
+
+    Parameters
+    ----------
+    n_genes, n_peaks, n_proteins
+        Most variable features kept per modality, chosen on training cells. Their sum is bounded by ``max_tokens - 1``.
+    n_bins
+        Number of magnitude bins, bin 0 being an exact zero (50 in arXiv:2605.00930).
+    binning
+        ``"global"``: quantile edges per modality over the training cells' non-zero values, kept in the vocabulary.
+        ``"per_cell"``: quantiles within each cell.
+    zeros
+        ``"drop"``: only non-zero features are read (a measured zero can still be asked for). ``"keep"``: every measured
+        feature of the vocabulary is a token.
+    max_tokens
+        Longest sequence, [CLS] included.
+    """
+
+    n_genes: int = 2000
+    n_peaks: int = 1000
+    n_proteins: int = 300
+    n_bins: int = 50
+    binning: Literal["global", "per_cell"] = "global"
+    zeros: Literal["drop", "keep"] = "drop"
+    max_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        for name in ("n_genes", "n_peaks", "n_proteins"):
+            _require(getattr(self, name) >= 1, f"TokenConfig.{name}", getattr(self, name), "give at least 1")
+        _require(3 <= self.n_bins <= 256, "TokenConfig.n_bins", self.n_bins, "give 3 to 256 bins")
+        _require(
+            self.binning in {"global", "per_cell"}, "TokenConfig.binning", self.binning, "use 'global' or 'per_cell'"
+        )
+        _require(self.zeros in {"drop", "keep"}, "TokenConfig.zeros", self.zeros, "use 'drop' or 'keep'")
+        _require(2 <= self.max_tokens <= 4096, "TokenConfig.max_tokens", self.max_tokens, "give 2 to 4096 tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Shape of the network.
+
+    Parameters
+    ----------
+    width
+        Width of a token, a multiple of 64 (attention heads are 64 wide).
+    encoder_layers, decoder_layers
+        Number of blocks.
+    n_experts, experts_per_token, expert_hidden
+        Experts per encoder block, how many of them read each token, and the hidden width of one (multiple of 8).
+    decoder_hidden
+        Hidden width of the decoder's dense feed-forward.
+    feed_forward
+        ``"experts"``, or ``"dense"``: one feed-forward of equal active size in their place (the ablation).
+    decoder_experts
+        Experts in the decoder too (as published).
+    position
+        Add a learned embedding of each token's place in the sequence (as published).
+    pooling
+        What a cell's vector is made of: ``"cls"``: [CLS] alone (as published), or ``"mean"``: a linear reading of the
+        cell's magnitudes, [CLS] and the mean of the other tokens.
+    dropout
+        Dropout on the residual branches, while training.
+    label_dropout
+        Dropout on the cell vector before the label head, while training.
+    attention
+        ``"auto"``, or one of ``"flash"``, ``"varlen"``, ``"sdpa"``, ``"reference"``.
+    """
+
+    width: int = 128
+    encoder_layers: int = 3
+    decoder_layers: int = 2
+    n_experts: int = 8
+    experts_per_token: int = 2
+    expert_hidden: int = 128
+    decoder_hidden: int = 256
+    feed_forward: Literal["experts", "dense"] = "experts"
+    decoder_experts: bool = False
+    position: bool = False
+    pooling: Literal["mean", "cls"] = "mean"
+    dropout: float = 0.1
+    label_dropout: float = 0.5
+    attention: Literal["auto", "flash", "varlen", "sdpa", "reference"] = "auto"
+
+    @property
+    def n_heads(self) -> int:
+        """Number of attention heads."""
+        return self.width // HEAD_WIDTH
+
+    def __post_init__(self) -> None:
+        _require(
+            self.width >= HEAD_WIDTH and self.width % HEAD_WIDTH == 0,
+            "NetworkConfig.width",
+            self.width,
+            f"give a multiple of {HEAD_WIDTH}",
+        )
+        for name in ("encoder_layers", "decoder_layers", "n_experts", "experts_per_token"):
+            _require(getattr(self, name) >= 1, f"NetworkConfig.{name}", getattr(self, name), "give at least 1")
+        for name in ("expert_hidden", "decoder_hidden"):
+            hidden = getattr(self, name)
+            _require(hidden >= 8 and hidden % 8 == 0, f"NetworkConfig.{name}", hidden, "give a multiple of 8")
+        _require(
+            self.experts_per_token <= self.n_experts,
+            "NetworkConfig.experts_per_token",
+            self.experts_per_token,
+            "give at most n_experts",
+        )
+        _require(
+            self.feed_forward in {"experts", "dense"},
+            "NetworkConfig.feed_forward",
+            self.feed_forward,
+            "use 'experts' or 'dense'",
+        )
+        _require(self.pooling in {"mean", "cls"}, "NetworkConfig.pooling", self.pooling, "use 'mean' or 'cls'")
+        for name in ("dropout", "label_dropout"):
+            rate = getattr(self, name)
+            _require(0 <= rate < 1, f"NetworkConfig.{name}", rate, "give a number in [0, 1)")
+        _require(
+            self.attention in {"auto", "flash", "varlen", "sdpa", "reference"},
+            "NetworkConfig.attention",
+            self.attention,
+            "use 'auto', 'flash', 'varlen', 'sdpa' or 'reference'",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """How the network is trained.
+
+    Parameters
+    ----------
+    max_epochs, batch_size
+        Passes over the training cells, and cells per step.
+    learning_rate, weight_decay, warmup_fraction, final_fraction, gradient_clip
+        AdamW with linear warm-up, then cosine decay to ``final_fraction`` of the peak; the norm of the gradient is clipped.
+    mask_ratio
+        Range from which the masked share of a cell's tokens is drawn, anew for every cell and epoch.
+    n_queries
+        Features asked of the decoder per cell and step.
+    bins_weight, cell_weight, label_weight
+        Weights of the masked-bin, whole-cell and label objectives.
+    importance_weight, load_weight, router_z_weight
+        Weights of the router's losses (Shazeer et al. 2017; Zoph et al. 2022).
+    label_loss
+        ``"plain"``, ``"weighted"`` (inverse class frequency, arXiv:2605.00930) or ``"balanced"`` (effective number of
+        samples, Cui et al. 2019).
+    label_smoothing
+        Label smoothing of the label objective.
+    ema_decay
+        Decay of the moving average of the weights that a run ends with; 0 ends with the last weights.
+    patience
+        Epochs without improvement before early stopping ends training.
+    """
+
+    max_epochs: int = 20
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup_fraction: float = 0.1
+    final_fraction: float = 0.05
+    gradient_clip: float = 1.0
+    mask_ratio: tuple[float, float] = (0.05, 0.5)
+    n_queries: int = 64
+    bins_weight: float = 1.0
+    cell_weight: float = 0.5
+    label_weight: float = 1.0
+    importance_weight: float = 1e-2
+    load_weight: float = 1e-2
+    router_z_weight: float = 1e-3
+    label_loss: Literal["plain", "weighted", "balanced"] = "plain"
+    label_smoothing: float = 0.0
+    ema_decay: float = 0.99
+    patience: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("max_epochs", "batch_size", "n_queries", "patience"):
+            _require(getattr(self, name) >= 1, f"TrainingConfig.{name}", getattr(self, name), "give at least 1")
+        _require(self.learning_rate > 0, "TrainingConfig.learning_rate", self.learning_rate, "give a positive number")
+        for name in (
+            "weight_decay",
+            "bins_weight",
+            "cell_weight",
+            "label_weight",
+            "importance_weight",
+            "load_weight",
+            "router_z_weight",
+        ):
+            _require(getattr(self, name) >= 0, f"TrainingConfig.{name}", getattr(self, name), "give 0 or more")
+        object.__setattr__(self, "mask_ratio", tuple(float(r) for r in self.mask_ratio))
+        low, high = self.mask_ratio
+        _require(0 < low <= high < 1, "TrainingConfig.mask_ratio", self.mask_ratio, "give 0 < low <= high < 1")
+        _require(
+            self.label_loss in {"plain", "weighted", "balanced"},
+            "TrainingConfig.label_loss",
+            self.label_loss,
+            "use 'plain', 'weighted' or 'balanced'",
+        )
+        _require(0 <= self.ema_decay < 1, "TrainingConfig.ema_decay", self.ema_decay, "use [0, 1)")
+        _require(0 <= self.label_smoothing < 1, "TrainingConfig.label_smoothing", self.label_smoothing, "use [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that decides what a model is: tokens, network, training."""
+
+    tokens: TokenConfig = field(default_factory=TokenConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def replace(self, **changes: Any) -> ModelConfig:
+        """Return a copy in which single settings, whatever part they belong to, have other values.
+
+        >>> preset("nano").replace(width=128, max_epochs=5).network.width
+        128
+        """
+        parts = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        for name, value in changes.items():
+            owners = [part for part, settings in parts.items() if hasattr(settings, name)]
+            if not owners:
+                known = sorted(f.name for s in parts.values() for f in dataclasses.fields(s))
+                raise ConfigError("ModelConfig.replace", found=f"unknown setting {name!r}", fix=f"use one of {known}")
+            parts[owners[0]] = dataclasses.replace(parts[owners[0]], **{name: value})
+        return ModelConfig(**parts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as nested plain values."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
+        """Rebuild the settings; an unknown or ill-typed name is an error."""
+        kinds = {"tokens": TokenConfig, "network": NetworkConfig, "training": TrainingConfig}
+        try:
+            return cls(**{name: kinds[name](**settings) for name, settings in data.items()})
+        except (TypeError, KeyError) as error:
+            raise ConfigError("ModelConfig.from_dict", found=str(error), fix="remove the unknown setting") from error
+
+
+def _paper() -> ModelConfig:
+    base = PRESETS["base"]
+    # experts everywhere, a little smaller each: the same number of parameters
+    return base.replace(zeros="keep", position=True, pooling="cls", decoder_experts=True, expert_hidden=504)
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "nano": ModelConfig(
+        network=NetworkConfig(
+            width=64, encoder_layers=2, decoder_layers=1, n_experts=4, expert_hidden=64, decoder_hidden=128
+        ),
+        training=TrainingConfig(learning_rate=2e-3),
+    ),
+    "mini": ModelConfig(network=NetworkConfig()),
+    "base": ModelConfig(
+        tokens=TokenConfig(n_genes=4095),
+        network=NetworkConfig(width=256, encoder_layers=4, decoder_layers=3, expert_hidden=640, decoder_hidden=2560),
+        training=TrainingConfig(learning_rate=3e-4, n_queries=128),
+    ),
+}
+PRESETS["paper"] = _paper()
+
+
+def preset(name: str) -> ModelConfig:
+    """Return a named configuration.
+
+    Parameters
+    ----------
+    name
+        ``"nano"``, ``"mini"``, ``"base"`` or ``"paper"``.
+
+    Raises
+    ------
+    ConfigError
+        If the name is unknown.
+    """
+    if name not in PRESETS:
+        raise ConfigError("preset", found=repr(name), fix=f"use one of {sorted(PRESETS)}")
+    return PRESETS[name]

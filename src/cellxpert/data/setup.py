@@ -1,0 +1,338 @@
+"""Saying what an object holds: which matrix is RNA, ATAC or protein, and which columns are batch and label."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+
+from cellxpert import keys
+from cellxpert.data.cells import Cells
+from cellxpert.data.check import check_values
+from cellxpert.data.objects import check_anndata, check_columns, check_mudata, check_names, refuse_view
+from cellxpert.data.obs import closest
+from cellxpert.data.record import ModalitySetup, Setup
+from cellxpert.data.vocabulary import MODALITIES
+from cellxpert.errors import CellxPertWarning, ConfigError, ModalityError, NotSetUpError
+
+__all__ = [
+    "ModalitySetup",
+    "Setup",
+    "presence",
+    "query_setup",
+    "read_setup",
+    "setup_anndata",
+    "setup_mudata",
+    "summary",
+    "validate",
+]
+
+_COUNTS = ("auto", "integer", "fractional", "intensity")
+_MAX_BATCHES_SHOWN = 30
+
+
+def setup_mudata(
+    mdata: MuData,
+    *,
+    rna: str | None = None,
+    atac: str | None = None,
+    protein: str | None = None,
+    layers: Mapping[str, str | None] | None = None,
+    batch_key: str | None = None,
+    labels_key: str | None = None,
+    unlabeled_category: str = "Unknown",
+    counts: str | Mapping[str, str] = "auto",
+) -> Setup:
+    """Say what a MuData holds, check all of it, and record that in ``uns["cellxpert_info"]["setup"]``.
+
+    Nothing else of the object is changed. Any cell may lack any modality.
+
+    Parameters
+    ----------
+    mdata
+        The object; not a view.
+    rna, atac, protein
+        Name in ``mdata.mod`` of the modality that plays each role; at least one.
+    layers
+        Per role, the layer that holds the values; ``X`` where nothing is said.
+    batch_key, labels_key
+        Columns of ``obs``, in the modalities or in the MuData itself.
+    unlabeled_category
+        Label of cells whose type is not known; cells without a value count as such.
+    counts
+        What the values are, for all roles or per role. ``"auto"`` and ``"integer"`` require whole numbers,
+        ``"fractional"`` accepts corrected counts (CellBender, decontX), ``"intensity"`` any numbers from 0 (imaging).
+
+    Returns
+    -------
+    Setup
+        The record that was stored.
+
+    Raises
+    ------
+    CellxPertError
+        Its kind says what is wrong with the object, the values, the names or the columns.
+
+    Warns
+    -----
+    CellxPertWarning
+        For each finding that may mislead: empty cells, rare labels, a batch confounded with the label, ...
+    """
+    refuse_view(mdata, "setup_mudata")
+    check_mudata(mdata)
+    names = {role: name for role, name in zip(MODALITIES, (rna, atac, protein), strict=True) if name is not None}
+    _check_roles(mdata, names)
+    layer = _per_role(layers or {}, "layers", names, example="counts")
+    kind = _per_role(counts, "counts", names, example="fractional") if isinstance(counts, Mapping) else {}
+    modalities = tuple(
+        ModalitySetup(
+            role=r,
+            name=n,
+            layer=layer.get(r),
+            counts=_counts(counts if isinstance(counts, str) else kind.get(r, "auto")),
+        )
+        for r, n in names.items()
+    )
+    return _register(mdata, _setup(modalities, batch_key, labels_key, unlabeled_category))
+
+
+def setup_anndata(
+    adata: AnnData,
+    *,
+    modality: str = "rna",
+    layer: str | None = None,
+    batch_key: str | None = None,
+    labels_key: str | None = None,
+    unlabeled_category: str = "Unknown",
+    counts: str = "auto",
+) -> Setup:
+    """Say what an AnnData holds, check all of it, and record that in ``uns["cellxpert_info"]["setup"]``.
+
+    Parameters
+    ----------
+    adata
+        The object; not a view.
+    modality
+        Role of its matrix: ``"rna"``, ``"atac"`` or ``"protein"``.
+    layer
+        Layer that holds the values; None for ``X``.
+    batch_key, labels_key, unlabeled_category, counts
+        As in :func:`setup_mudata`.
+
+    Returns
+    -------
+    Setup
+        The record that was stored.
+
+    Raises
+    ------
+    CellxPertError
+        As in :func:`setup_mudata`.
+    """
+    refuse_view(adata, "setup_anndata")
+    check_anndata(adata)
+    if modality not in MODALITIES:
+        raise ConfigError("setup_anndata(modality=)", found=repr(modality), fix=f"use one of {list(MODALITIES)}")
+    modalities = (ModalitySetup(role=modality, layer=layer, counts=_counts(counts)),)
+    return _register(adata, _setup(modalities, batch_key, labels_key, unlabeled_category))
+
+
+def _check_roles(mdata: MuData, names: dict[str, str]) -> None:
+    have = list(mdata.mod)
+    if not names:
+        guess = next((r for r in MODALITIES if r in have), "rna")
+        raise ModalityError(
+            "setup_mudata",
+            found=f"no modality was named; mdata has {have}",
+            fix=f"pass {guess}={have[0] if guess not in have else guess!r}",
+        )
+    for role, name in names.items():
+        if name not in mdata.mod:
+            near = closest(str(name), have)
+            fix = f"pass {role}={near!r}" if near else f"use one of {have}"
+            raise ModalityError(
+                f"setup_mudata({role}=)", found=f"no modality {name!r} in mdata, which has {have}", fix=fix
+            )
+    if len(set(names.values())) < len(names):
+        raise ModalityError("setup_mudata", found=f"one modality in two roles: {names}", fix="name each modality once")
+
+
+def _per_role(values: object, argument: str, names: dict[str, str], *, example: str) -> dict[str, Any]:
+    """Check a mapping from role to something."""
+    role = next(iter(names))
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"setup_mudata({argument}=)", found=repr(values), fix=f"pass {argument}={{{role!r}: {example!r}}}"
+        )
+    for key in values:
+        if key not in names:
+            roles = {n: r for r, n in names.items()}
+            fix = f"the key is the role: {roles[key]!r}" if key in roles else f"use one of {list(names)}"
+            raise ConfigError(f"setup_mudata({argument}=)", found=f"{key!r} is not a role in this call", fix=fix)
+    return dict(values)
+
+
+def _counts(counts: object) -> Any:
+    if counts not in _COUNTS:
+        raise ConfigError("counts=", found=repr(counts), fix=f"use one of {list(_COUNTS)}")
+    return "integer" if counts == "auto" else counts
+
+
+def _setup(modalities: tuple[ModalitySetup, ...], batch_key: object, labels_key: object, unlabeled: object) -> Setup:
+    for name, value in (("batch_key", batch_key), ("labels_key", labels_key)):
+        if value is not None and not (isinstance(value, str) and value):
+            raise ConfigError(f"{name}=", found=repr(value), fix="give the name of a column of obs, or None")
+    if not (isinstance(unlabeled, str) and unlabeled):
+        raise ConfigError("unlabeled_category=", found=repr(unlabeled), fix="give a name, such as 'Unknown'")
+    return Setup(modalities=modalities, batch_key=batch_key, labels_key=labels_key, unlabeled_category=unlabeled)
+
+
+def _register(data: AnnData | MuData, setup: Setup) -> Setup:
+    setup = replace(setup, notes=validate(data, setup))
+    # a new dict: the old one may be shared with a shallow copy of the object
+    data.uns[keys.INFO] = {**data.uns.get(keys.INFO, {}), keys.SETUP: setup.to_dict()}
+    for note in setup.notes:
+        warnings.warn(note, CellxPertWarning, stacklevel=4)  # the caller of CellxPert.setup_*
+    return setup
+
+
+def validate(data: AnnData | MuData, setup: Setup) -> tuple[str, ...]:
+    """Check an object against a setup, all values included, and write nothing.
+
+    Parameters
+    ----------
+    data
+        The object; views and backed ones too.
+    setup
+        What it is said to hold.
+
+    Returns
+    -------
+    Findings that are worth a warning.
+
+    Raises
+    ------
+    CellxPertError
+        As in :func:`setup_mudata`.
+    """
+    (check_anndata if isinstance(data, AnnData) else check_mudata)(data)
+    cells = Cells.open(data, setup)
+    notes: list[str] = []
+    for m in setup.modalities:
+        adata, where = cells.adata(m.role), cells.where(m.role)
+        notes += check_names(adata, m.role, where=where)
+        notes += check_values(adata, m.layer, counts=m.counts, role=m.role, where=where)
+    return tuple(notes + check_columns(cells))
+
+
+def read_setup(data: AnnData | MuData) -> Setup:
+    """Return the setup that was recorded in an object.
+
+    Raises
+    ------
+    NotSetUpError
+        If there is none.
+    """
+    (check_anndata if isinstance(data, AnnData) else check_mudata)(data)
+    record = data.uns.get(keys.INFO, {}).get(keys.SETUP)
+    if record is None:
+        call = (
+            "setup_anndata(adata)"
+            if isinstance(data, AnnData)
+            else f"setup_mudata(mdata, rna={next(iter(data.mod))!r})"
+        )
+        raise NotSetUpError(f"uns[{keys.INFO!r}]", found="no setup", fix=f"call cellxpert.CellxPert.{call} first")
+    return Setup.from_dict(record)
+
+
+def query_setup(setup: Setup, data: AnnData | MuData) -> Setup:
+    """Say how to read an object that a model was not trained on.
+
+    Its own recorded setup counts if it has one. Otherwise the model's is used, without the modalities and columns that
+    the object lacks.
+
+    Raises
+    ------
+    ModalityError
+        If the object has none of the modalities.
+    """
+    (check_anndata if isinstance(data, AnnData) else check_mudata)(data)
+    if keys.SETUP in data.uns.get(keys.INFO, {}):
+        return read_setup(data)
+    if isinstance(data, AnnData):
+        named = [m for m in setup.modalities if len(setup.modalities) == 1 or m.role == "rna"]
+        modalities = tuple(replace(m, name=None) for m in named[:1])
+        columns = set(data.obs.columns)
+    else:
+        named = [replace(m, name=m.role if m.name is None else m.name) for m in setup.modalities]
+        modalities = tuple(m for m in named if m.name in data.mod)
+        columns = set(data.obs.columns).union(*(data.mod[m.name].obs.columns for m in modalities))
+        columns |= {c.split(":", 1)[1] for c in data.obs.columns if ":" in c}
+    if not modalities:
+        wanted = [m.name or m.role for m in setup.modalities]
+        raise ModalityError("query", found=f"none of the modalities {wanted}", fix="call setup_mudata on it first")
+    kept = {k: v if (v := getattr(setup, k)) in columns else None for k in ("batch_key", "labels_key")}
+    return replace(setup, modalities=modalities, notes=(), **kept)
+
+
+def presence(cells: Cells) -> pd.DataFrame:
+    """Count the cells of each modality in each batch.
+
+    Returns
+    -------
+    int64 table: a row per role and ``"cells"`` for all; a column per batch, or one ``"all"`` without a batch key.
+    """
+    batches = cells.batches()
+    batch = pd.Series("all", index=range(cells.n_cells)) if batches is None else batches.reset_index(drop=True)
+    masks = {role: cells.present(role) for role in cells.roles} | {"cells": np.ones(cells.n_cells, dtype=bool)}
+    table = pd.DataFrame(masks).groupby(batch.to_numpy()).sum().T
+    return table.astype(np.int64)
+
+
+def summary(setup: Setup, data: AnnData | MuData) -> str:
+    """Describe a setup: matrices and layers in use, cells per batch and modality, labels, findings.
+
+    Parameters
+    ----------
+    setup
+        From :func:`read_setup` or a setup call.
+    data
+        The object.
+
+    Returns
+    -------
+    Several lines of text, without a final line break.
+    """
+    cells = Cells.open(data, setup)
+    matrices = pd.DataFrame(
+        {
+            "role": setup.roles,
+            "modality": [m.name or "(AnnData)" for m in setup.modalities],
+            "values": ["X" if m.layer is None else f"layers[{m.layer!r}]" for m in setup.modalities],
+            "counts": [m.counts for m in setup.modalities],
+            "cells": [int(cells.present(r).sum()) for r in setup.roles],
+            "features": [cells.adata(r).n_vars for r in setup.roles],
+        }
+    )
+    lines = [f"cellxpert setup of {cells.n_cells} cells", matrices.to_string(index=False)]
+    labels = cells.labels()
+    if labels is None:
+        lines.append("labels: none")
+    else:
+        unlabeled = int((labels == setup.unlabeled_category).sum())
+        n_labels = labels[labels != setup.unlabeled_category].nunique()
+        lines.append(
+            f"labels: obs[{setup.labels_key!r}], {n_labels} labels, {unlabeled} cells {setup.unlabeled_category!r}"
+        )
+    table = presence(cells).T
+    key = "none" if setup.batch_key is None else f"obs[{setup.batch_key!r}], {len(table)} batches"
+    lines += [f"batches: {key}; cells with each modality:", table.head(_MAX_BATCHES_SHOWN).to_string()]
+    if len(table) > _MAX_BATCHES_SHOWN:
+        lines.append(f"... and {len(table) - _MAX_BATCHES_SHOWN} more batches")
+    return "\n".join([*lines, *(f"note: {note}" for note in setup.notes)])

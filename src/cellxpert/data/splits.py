@@ -1,0 +1,214 @@
+"""Training and held-out cells: at random, by label, by group (donor), or as a column says.
+
+Every function returns sorted int64 positions. The same generator state gives the same split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cellxpert.errors import SplitError
+
+__all__ = ["PARTS", "column_split", "group_split", "random_split", "require_disjoint_groups", "stratified_split"]
+
+PARTS = ("train", "validation", "test")
+"""Parts that a split column may name."""
+_ALIASES = {
+    **{part: part for part in PARTS},
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "holdout": "test",
+    "held_out": "test",
+    "heldout": "test",
+    "testing": "test",
+}
+Split = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+
+def _n_held_out(n: int, held_out: float) -> int:
+    """Number of cells to hold out: rounded up, as scikit-learn does, and at least one on each side."""
+    if not 0 < held_out < 1:
+        raise SplitError("held_out", found=repr(held_out), fix="give a share between 0 and 1")
+    if n < 2:
+        raise SplitError("cells", found=f"{n} to split", fix="give at least two")
+    return int(np.clip(np.ceil(round(held_out * n, 9)), 1, n - 1))
+
+
+def random_split(n: int, *, held_out: float, rng: np.random.Generator) -> Split:
+    """Split n cells at random.
+
+    Parameters
+    ----------
+    n
+        Number of cells.
+    held_out
+        Share held out; the number is rounded up.
+    rng
+        Source of randomness.
+
+    Returns
+    -------
+    Training positions, held-out positions.
+
+    Raises
+    ------
+    SplitError
+        If the share is not between 0 and 1, or there are fewer than two cells.
+    """
+    order = rng.permutation(n)
+    k = _n_held_out(n, held_out)
+    return np.sort(order[k:]), np.sort(order[:k])
+
+
+def stratified_split(labels: Sequence[object] | npt.ArrayLike, *, held_out: float, rng: np.random.Generator) -> Split:
+    """Split cells so that every label has the same share held out, as nearly as whole cells allow.
+
+    A label with two cells or more is on both sides, a label with one cell is in the training part; missing labels are a
+    class of their own.
+
+    Parameters
+    ----------
+    labels
+        One per cell.
+    held_out
+        Share held out; the total number is rounded up, unless small classes forbid it.
+    rng
+        Source of randomness.
+
+    Returns
+    -------
+    Training positions, held-out positions.
+
+    Raises
+    ------
+    SplitError
+        As :func:`random_split`, and if every label has one cell only.
+    """
+    codes, _ = pd.factorize(pd.Series(labels), sort=True, use_na_sentinel=False)
+    size = np.bincount(codes)
+    low, high = np.where(size > 1, 1, 0), np.maximum(size - 1, 0)
+    if not high.any():
+        raise SplitError("labels", found=f"{len(size)} labels of one cell each", fix="merge labels, or split at random")
+    total = int(np.clip(_n_held_out(len(codes), held_out), low.sum(), high.sum()))
+    share = size * held_out
+    take = np.clip(np.floor(share).astype(np.int64), low, high)
+    tie = rng.permutation(len(size))
+    while (missing := total - int(take.sum())) != 0:
+        # the class furthest from its share gives or gets a cell; ties at random
+        step = 1 if missing > 0 else -1
+        able = (take < high) if step > 0 else (take > low)
+        short = np.where(able, step * (share - take), -np.inf)
+        take[np.lexsort((tie, -short))[0]] += step
+    order = rng.permutation(len(codes))
+    order = order[np.argsort(codes[order], kind="stable")]
+    rank = np.arange(len(codes)) - np.repeat(np.cumsum(size) - size, size)
+    out = rank < np.repeat(take, size)
+    return np.sort(order[~out]), np.sort(order[out])
+
+
+def group_split(groups: Sequence[object] | npt.ArrayLike, *, held_out: float, rng: np.random.Generator) -> Split:
+    """Split cells so that no group (donor, section, ...) is on both sides.
+
+    Groups are visited in random order and held out while that brings the share of cells closer to the one asked for.
+
+    Parameters
+    ----------
+    groups
+        One per cell.
+    held_out
+        Share of cells to hold out, met as closely as whole groups allow.
+    rng
+        Source of randomness.
+
+    Returns
+    -------
+    Training positions, held-out positions.
+
+    Raises
+    ------
+    SplitError
+        As :func:`random_split`, and if there are fewer than two groups or a cell has none.
+    """
+    codes, names = pd.factorize(pd.Series(groups), sort=True)
+    aim = _n_held_out(len(codes), held_out)
+    if (codes < 0).any():
+        raise SplitError(
+            "groups", found=f"{int((codes < 0).sum())} cells without a group", fix="give every cell a group"
+        )
+    if len(names) < 2:
+        raise SplitError("groups", found=f"one group, {names[0]!r}", fix="split at random or by label")
+    size = np.bincount(codes)
+    order = rng.permutation(len(names))
+    out: list[int] = []
+    n = 0
+    for group in order:
+        if abs(n + size[group] - aim) < abs(n - aim) and len(out) < len(names) - 1:
+            out.append(int(group))
+            n += int(size[group])
+    if not out:  # every group is larger than twice what was asked for
+        out = [int(order[np.argmin(size[order])])]
+    held = np.isin(codes, out)
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def column_split(values: Sequence[object] | npt.ArrayLike, *, where: str) -> dict[str, npt.NDArray[np.int64]]:
+    """Read a split that a column gives: "train", "validation"/"val" or "test"/"holdout" for every cell.
+
+    Parameters
+    ----------
+    values
+        One per cell; upper and lower case do not matter.
+    where
+        Name of the column, for messages.
+
+    Returns
+    -------
+    Positions of each of :data:`PARTS`, empty where the column does not use it.
+
+    Raises
+    ------
+    SplitError
+        If a value is missing or unknown, or if there is no training cell or nothing held out.
+    """
+    column = pd.Series(values).astype(object)
+    fix = f"use {', '.join(map(repr, PARTS))}"
+    if column.isna().any():
+        raise SplitError(where, found=f"{int(column.isna().sum())} cells without a value", fix=fix)
+    parts = column.astype(str).str.strip().str.lower().map(_ALIASES)
+    if parts.isna().any():
+        raise SplitError(where, found=f"unknown values {sorted(set(column[parts.isna()].astype(str)))[:5]}", fix=fix)
+    found = {part: np.flatnonzero((parts == part).to_numpy()) for part in PARTS}
+    if not len(found["train"]) or len(found["train"]) == len(parts):
+        raise SplitError(where, found=f"only {sorted(set(parts))}", fix="name training cells and others")
+    return found
+
+
+def require_disjoint_groups(
+    train: npt.ArrayLike, held_out: npt.ArrayLike, *, groups: Sequence[object] | npt.ArrayLike, where: str
+) -> None:
+    """Refuse a split in which a group (donor) is on both sides.
+
+    Parameters
+    ----------
+    train, held_out
+        Positions of the cells on each side.
+    groups
+        One per cell.
+    where
+        Name of the group's column, for messages.
+
+    Raises
+    ------
+    SplitError
+        If a group has cells in both.
+    """
+    column = pd.Series(groups).astype(object).reset_index(drop=True)
+    both = set(column.iloc[np.asarray(train)].dropna()) & set(column.iloc[np.asarray(held_out)].dropna())
+    if both:
+        found = f"{len(both)} groups are in training and held out: {sorted(map(str, both))[:5]}"
+        raise SplitError(where, found=found, fix="split by this column: whole groups on one side")

@@ -1,0 +1,328 @@
+"""The features a model reads: their names, order, bins, and how they are found in another object.
+
+Features are laid out modality by modality (:data:`MODALITIES`) and by name within a modality, whatever their order in the
+object, and are numbered 0 ... V - 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cellxpert.data.binning import (
+    TRANSFORMS,
+    Transform,
+    bin_means,
+    digitize,
+    fit_edges,
+    magnitudes,
+    quantile_bins,
+    transform_of,
+)
+from cellxpert.data.selection import select_features
+from cellxpert.errors import VocabularyError
+
+if TYPE_CHECKING:
+    from cellxpert.config import TokenConfig
+    from cellxpert.data.cells import Cells
+
+__all__ = ["MODALITIES", "FeatureBlock", "Vocabulary"]
+
+MODALITIES = ("rna", "atac", "protein")
+"""Roles that a modality can play, in the order of their features."""
+
+_FIT_VALUES = 20_000_000
+"""Non-zero values per modality from which bins are fitted; with more, evenly spaced training cells are taken."""
+_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class FeatureBlock:
+    """The features of one modality.
+
+    Parameters
+    ----------
+    role
+        One of :data:`MODALITIES`.
+    names
+        Feature names, sorted.
+    ids
+        Ensembl ids without versions ("" where unknown), or None.
+    edges
+        Edges between bins 1 ... n_bins - 1 of magnitudes, of shape (n_bins - 2,); infinite behind the last bin in use.
+    bin_means
+        Magnitude that each bin decodes to, of shape (n_bins,).
+    counts
+        Mean value of each feature over the training cells that have the modality, of shape (n_features,).
+    transform
+        How values become magnitudes.
+    """
+
+    role: str
+    names: tuple[str, ...]
+    ids: tuple[str, ...] | None
+    edges: npt.NDArray[np.float64]
+    bin_means: npt.NDArray[np.float64]
+    counts: npt.NDArray[np.float64]
+    transform: Transform
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values; infinite edges are left out."""
+        return {
+            "role": self.role,
+            "transform": self.transform,
+            "names": list(self.names),
+            "ids": None if self.ids is None else list(self.ids),
+            "edges": self.edges[np.isfinite(self.edges)].tolist(),
+            "bin_means": self.bin_means.tolist(),
+            "counts": self.counts.tolist(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> FeatureBlock:
+        """Rebuild a block; :meth:`Vocabulary.from_dict` checks it."""
+        means = np.asarray(data["bin_means"], dtype=np.float64)
+        edges = np.full(len(means) - 2, np.inf)
+        edges[: len(data["edges"])] = data["edges"]
+        return cls(
+            role=data["role"],
+            names=tuple(data["names"]),
+            ids=None if data["ids"] is None else tuple(data["ids"]),
+            edges=edges,
+            bin_means=means,
+            counts=np.asarray(data["counts"], dtype=np.float64),
+            transform=data["transform"],
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Vocabulary:
+    """The features that a model reads, and their bins.
+
+    Parameters
+    ----------
+    blocks
+        One per modality, in the order of :data:`MODALITIES`.
+    n_bins
+        Number of bins, zero's included.
+    binning
+        ``"global"`` or ``"per_cell"``.
+    """
+
+    blocks: tuple[FeatureBlock, ...]
+    n_bins: int
+    binning: str
+
+    def __post_init__(self) -> None:
+        _validate(self)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Modalities that have features."""
+        return tuple(block.role for block in self.blocks)
+
+    @property
+    def n_features(self) -> int:
+        """Number of features V; also the id of [CLS]."""
+        return sum(len(block.names) for block in self.blocks)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all features; a name may occur in several modalities."""
+        return tuple(name for block in self.blocks for name in block.names)
+
+    @functools.cached_property
+    def role_of_feature(self) -> npt.NDArray[np.int8]:
+        """Modality of each feature as an index into :data:`MODALITIES`, of shape (V,)."""
+        codes = [MODALITIES.index(block.role) for block in self.blocks]
+        return np.repeat(codes, [len(block.names) for block in self.blocks]).astype(np.int8)
+
+    def block(self, role: str) -> FeatureBlock:
+        """Return the features of one modality."""
+        return self.blocks[self.roles.index(role)]
+
+    def offset(self, role: str) -> int:
+        """Return the id of a modality's first feature."""
+        return sum(len(block.names) for block in self.blocks[: self.roles.index(role)])
+
+    def decode(self, feature: npt.ArrayLike, bins: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Return the magnitude of each (feature id, bin); the arrays broadcast."""
+        table = np.zeros((len(MODALITIES), self.n_bins))
+        for block in self.blocks:
+            table[MODALITIES.index(block.role)] = block.bin_means
+        return table[self.role_of_feature[np.asarray(feature)], np.asarray(bins)]
+
+    @classmethod
+    def fit(cls, cells: Cells, config: TokenConfig, *, train_rows: npt.ArrayLike) -> Vocabulary:
+        """Choose features and fit bins, on training cells only.
+
+        Parameters
+        ----------
+        cells
+            The cells of an object that was set up.
+        config
+            Number of features and bins.
+        train_rows
+            Rows (in ``obs_names``) of the training cells.
+
+        Warns
+        -----
+        CellxPertWarning
+            If no training cell has one of the modalities (it is left out), or if the features asked for exceed
+            ``max_tokens - 1`` (each modality's number is cut in proportion).
+        """
+        rows = np.asarray(train_rows, dtype=np.int64)
+        blocks = []
+        for role, choice in select_features(cells, config, train_rows=rows).items():
+            present = rows[cells.present(role)[rows]]
+            transform = transform_of(role, cells.setup.modality(role).counts)
+            edges, means = _fit_bins(
+                cells, role, rows=present, columns=choice.columns, transform=transform, config=config
+            )
+            names, ids = cells.feature_names(role), cells.feature_ids(role)
+            blocks.append(
+                FeatureBlock(
+                    role=role,
+                    names=tuple(str(n) for n in names[choice.columns]),
+                    ids=None if ids is None else tuple(str(i) for i in ids[choice.columns]),
+                    edges=edges,
+                    bin_means=means,
+                    counts=choice.means,
+                    transform=transform,
+                )
+            )
+        return cls(tuple(blocks), config.n_bins, config.binning)
+
+    def match(self, cells: Cells, role: str, *, min_overlap: float = 0.3) -> npt.NDArray[np.int64]:
+        """Find the features of one modality in another object, by name, or by Ensembl id where names do not match.
+
+        Parameters
+        ----------
+        cells
+            The cells of the other object.
+        role
+            A modality of both.
+        min_overlap
+            Least share of this vocabulary's features, and of the training counts they carry, that must be found.
+
+        Returns
+        -------
+        For every column of the object's matrix its feature id, or -1.
+
+        Raises
+        ------
+        FeatureOverlapError
+            If too few features are found.
+        DuplicateNamesError
+            If two columns are the same feature.
+
+        Warns
+        -----
+        CellxPertWarning
+            If less than 80 % are found, or if names and Ensembl ids contradict each other.
+        """
+        from cellxpert.data.matching import match_features
+
+        block = self.block(role)
+        local = match_features(
+            block, names=cells.feature_names(role), ids=cells.feature_ids(role), min_overlap=min_overlap
+        )
+        return np.where(local >= 0, local + self.offset(role), -1)
+
+    def hash(self) -> str:
+        """Return the sha256 of the vocabulary's canonical JSON."""
+        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values; through JSON and back they give the same vocabulary, bit for bit."""
+        return {"n_bins": self.n_bins, "binning": self.binning, "blocks": [block.to_dict() for block in self.blocks]}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Vocabulary:
+        """Rebuild a vocabulary.
+
+        Raises
+        ------
+        VocabularyError
+            If an entry is missing, unknown, or contradicts another.
+        """
+        known = {"n_bins", "binning", "blocks"}, {f.name for f in dataclasses.fields(FeatureBlock)}
+        try:
+            for entry, names in [(data, known[0]), *((b, known[1]) for b in data["blocks"])]:
+                if set(entry) != names:
+                    raise VocabularyError(
+                        "vocabulary", found=f"entries {sorted(entry)}", fix=f"expected {sorted(names)}"
+                    )
+            return cls(tuple(FeatureBlock.from_dict(b) for b in data["blocks"]), data["n_bins"], data["binning"])
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
+            if isinstance(error, VocabularyError):
+                raise
+            raise VocabularyError("vocabulary", found=repr(error), fix="restore the file from its source") from error
+
+
+def _validate(vocabulary: Vocabulary) -> None:
+    def require(condition: object, found: str) -> None:
+        if not condition:
+            raise VocabularyError("vocabulary", found=found, fix="restore the vocabulary that the model was saved with")
+
+    order = [MODALITIES.index(role) if role in MODALITIES else -1 for role in vocabulary.roles]
+    require(order and min(order) >= 0 and order == sorted(set(order)), f"modalities {vocabulary.roles}")
+    require(vocabulary.binning in {"global", "per_cell"}, f"binning {vocabulary.binning!r}")
+    require(isinstance(vocabulary.n_bins, int) and 3 <= vocabulary.n_bins <= 256, f"{vocabulary.n_bins!r} bins")
+    for block in vocabulary.blocks:
+        n, where = len(block.names), f"modality {block.role!r}"
+        require(n > 0 and list(block.names) == sorted(set(block.names)), f"{where}: names unsorted or repeated")
+        require(block.ids is None or len(block.ids) == n, f"{where}: {n} names, another number of ids")
+        require(
+            block.counts.shape == (n,) and np.isfinite(block.counts).all(), f"{where}: counts not finite, or not {n}"
+        )
+        require(block.edges.shape == (vocabulary.n_bins - 2,), f"{where}: {block.edges.shape} edges")
+        require(block.bin_means.shape == (vocabulary.n_bins,), f"{where}: {block.bin_means.shape} bin means")
+        require(
+            np.isfinite(block.bin_means).all() and (np.diff(block.bin_means) >= 0).all(), f"{where}: bin means fall"
+        )
+        require((block.edges[1:] >= block.edges[:-1]).all(), f"{where}: edges fall")
+        require(block.transform in TRANSFORMS, f"{where}: transform {block.transform!r}")
+
+
+def _fit_bins(
+    cells: Cells,
+    role: str,
+    *,
+    rows: npt.NDArray[np.int64],
+    columns: npt.NDArray[np.int64],
+    transform: Transform,
+    config: TokenConfig,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Edges and bin means over the non-zero training values of the chosen features."""
+    from cellxpert.data.tokens import gather, scales
+
+    position = np.full(len(cells.feature_names(role)), -1, np.int64)
+    position[columns] = np.arange(len(columns))
+    sample = cells.matrix_rows(role, rows[: min(len(rows), _CHUNK)])
+    step = max(1, -(-(sample.nnz * len(rows)) // (max(sample.shape[0], 1) * _FIT_VALUES)))
+    rows = rows[::step]
+    values, bins = [], []
+    for begin in range(0, len(rows), _CHUNK):
+        matrix = cells.matrix_rows(role, rows[begin : begin + _CHUNK])
+        picked = gather(matrix, position=position, n_features=len(columns))
+        scale = scales(matrix, picked, transform=transform)
+        values.append(magnitudes(picked.value, picked.start, scale, transform=transform))
+        if config.binning == "per_cell":
+            bins.append(quantile_bins(picked.value, picked.start, n_bins=config.n_bins))
+    magnitude = np.concatenate(values)
+    edges = fit_edges(magnitude, n_bins=config.n_bins)
+    if config.binning == "per_cell":
+        bin_of = np.concatenate(bins)
+    else:
+        ones = np.ones(1)
+        bin_of = digitize(magnitude, [0, len(magnitude)], ones, transform="counts", edges=edges)
+    return edges, bin_means(magnitude, bin_of, n_bins=config.n_bins)

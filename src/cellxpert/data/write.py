@@ -1,0 +1,55 @@
+"""Results into the user's object: written to the whole and mirrored, row by row, to each of its modalities.
+
+scanpy and squidpy read one AnnData, so a MuData's results are put where they look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+
+from cellxpert import keys
+from cellxpert.data.cells import modality_rows
+
+__all__ = ["record", "write_obs", "write_obsm"]
+
+
+def _parts(data: AnnData | MuData) -> Iterator[tuple[AnnData | MuData, npt.NDArray[np.int64]]]:
+    """The object and each modality, with the row in the object of each of its cells."""
+    yield data, np.arange(data.n_obs)
+    if isinstance(data, MuData):
+        for name, adata in data.mod.items():
+            rows = modality_rows(data, name)
+            row_of_cell = np.empty(adata.n_obs, np.int64)
+            row_of_cell[rows[rows >= 0]] = np.flatnonzero(rows >= 0)
+            yield adata, row_of_cell
+
+
+def write_obsm(data: AnnData | MuData, key: str, values_ND: npt.NDArray[np.float32]) -> None:
+    """Write an array with one row per cell into ``obsm[key]``."""
+    for part, rows in _parts(data):
+        part.obsm[key] = values_ND[rows]
+
+
+def write_obs(data: AnnData | MuData, key: str, values: pd.Series) -> None:
+    """Write a column; a categorical one loses the categories that a part does not use, and colours that no longer fit."""
+    for part, rows in _parts(data):
+        column = values.iloc[rows]
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            column = column.cat.remove_unused_categories()
+            part.uns.pop(f"{key}_colors", None)  # squidpy fails on colours whose number differs from the categories'
+        part.obs[key] = column.set_axis(part.obs_names)
+
+
+def record(data: AnnData | MuData, call: str, *, key: str, entry: dict[str, Any]) -> None:
+    """Record a call in ``uns["cellxpert_info"][call][key]``; ``entry`` holds plain values only."""
+    info = dict(data.uns.get(keys.INFO, {}))
+    # a key with "/" would become a nested group in HDF5 and Zarr
+    info[call] = {**info.get(call, {}), key.replace("/", "_"): entry}
+    data.uns[keys.INFO] = info

@@ -1,0 +1,43 @@
+"""Every name that cellxpert reads or writes in ``obs``, ``obsm`` and ``uns``: none is typed twice."""
+
+from __future__ import annotations
+
+__all__ = [
+    "INFO",
+    "LABEL",
+    "LATENT",
+    "SETUP",
+    "confidence_key",
+    "proba_key",
+]
+
+INFO = "cellxpert_info"
+"""``uns`` entry with the setup and one record per call. Not ``"cellxpert"``: ``sc.pp.neighbors(key_added="cellxpert")`` writes there."""
+SETUP = "setup"
+"""Entry of ``uns[INFO]`` that :meth:`cellxpert.CellxPert.setup_mudata` writes."""
+LATENT = "X_cellxpert"
+"""Default ``obsm`` key of the cell vectors, float32 of shape (n_cells, width)."""
+LABEL = "cellxpert_label"
+"""Default ``obs`` key of predicted labels, categorical."""
+
+
+def _stem(key: str) -> str:
+    return key.removesuffix("_label")
+
+
+def confidence_key(key: str = LABEL) -> str:
+    """Name of the ``obs`` column that holds the confidence of the labels in ``obs[key]``.
+
+    >>> confidence_key()
+    'cellxpert_confidence'
+    """
+    return f"{_stem(key)}_confidence"
+
+
+def proba_key(key: str = LABEL) -> str:
+    """Name of the ``obsm`` array that holds the class probabilities behind ``obs[key]``.
+
+    >>> proba_key()
+    'cellxpert_proba'
+    """
+    return f"{_stem(key)}_proba"

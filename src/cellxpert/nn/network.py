@@ -1,0 +1,206 @@
+"""The whole network: encoder over a cell's tokens, decoder that answers questions, heads.
+
+Notable choices: pre-norm blocks without biases, heads of 64, sparse experts in the encoder only, a decoder whose queries and
+values are isolated from one another, all weights drawn in one place from one generator.
+
+Shape suffixes: B cells, T tokens of all cells end to end, L tokens of the longest cell, Q queries, M movable values,
+D width, K bins, C labels, V features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cellxpert.batch import Batch, Output, Questions, RouterStats
+from cellxpert.config import ModelConfig, NetworkConfig
+from cellxpert.nn.attention import Layout, pad
+from cellxpert.nn.decoder import Decoder, Memory, PreparedMemory, Values
+from cellxpert.nn.embedding import Embedding
+from cellxpert.nn.encoder import Encoded, Encoder
+from cellxpert.nn.heads import BinHead, CellHead, LabelHead
+
+__all__ = ["Network"]
+
+GATE = 0.1
+"""Initial share of the encoder in a cell's vector."""
+EMBEDDING_STD = 0.1
+"""Initial scale of embeddings: large enough for the first branches not to drown them, small enough to be moved."""
+
+
+class Network(nn.Module):
+    """One network for all tasks.
+
+    Parameters
+    ----------
+    config
+        Shape of the network.
+    feature_modality
+        Modality of each of the V features, as small integers.
+    n_bins
+        Number of magnitude bins.
+    n_labels
+        Number of labels; 0 for a network without a label head.
+    max_tokens
+        Longest sequence, [CLS] included (the number of learned positions, where the network has them).
+    generator
+        Source of the initial weights; a new one seeded with 0 if None. The global generator is never touched.
+    """
+
+    def __init__(
+        self,
+        config: NetworkConfig,
+        *,
+        feature_modality: Sequence[int] | Tensor,
+        n_bins: int,
+        n_labels: int = 0,
+        max_tokens: int = 4096,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.n_features, self.n_bins, self.n_labels = len(feature_modality), n_bins, n_labels
+        width = config.width
+        with torch.device("meta"):  # no weights are drawn here, so the global generator stays as it was
+            self.embedding = Embedding(
+                feature_modality, n_bins=n_bins, width=width, n_positions=max_tokens if config.position else 0
+            )
+            self.encoder = Encoder(config)
+            self.cell = CellHead(width, n_features=self.n_features, n_bins=n_bins, pooling=config.pooling)
+            self.decoder = Decoder(config)
+            self.bins = BinHead(width, n_features=self.n_features, n_bins=n_bins)
+            self.labels = LabelHead(width, n_labels, dropout=config.label_dropout) if n_labels else None
+        modality_V = self.embedding.feature_modality
+        self.to_empty(device="cpu")
+        self.embedding.feature_modality = modality_V
+        _draw_weights(self, generator if generator is not None else torch.Generator().manual_seed(0))
+
+    @classmethod
+    def from_config(
+        cls, config: ModelConfig, *, feature_modality: Sequence[int] | Tensor, n_labels: int, seed: int
+    ) -> Network:
+        """Make the network of a whole configuration, its weights drawn from ``seed``."""
+        return cls(
+            config.network,
+            feature_modality=feature_modality,
+            n_bins=config.tokens.n_bins,
+            n_labels=n_labels,
+            max_tokens=config.tokens.max_tokens,
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    def n_parameters(self) -> int:
+        """Count the parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+    @torch.no_grad()
+    def set_bin_prior(self, log_frequency_VK: Tensor) -> None:
+        """Start the bias of each (feature, bin) at the log frequency of that bin, e.g. among the training cells."""
+        assert log_frequency_VK.shape == (self.n_features, self.n_bins), log_frequency_VK.shape
+        self.bins.prior.weight[: self.n_features] = log_frequency_VK.to(self.bins.prior.weight)
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Read cells. Padding is dropped first, so a vector does not depend on the layout or on the company."""
+        layout = Layout.of(batch.lengths_B, batch.feature_T.device)
+        ids = [batch.feature_T, batch.bin_T, batch.position_T]
+        if batch.pad_length is not None and batch.pad_length * batch.n_cells != len(layout.cell_T):
+            keep_T = layout.slot_T(batch.pad_length)
+            ids = [None if x is None else x[keep_T] for x in ids]
+        if self.config.position and ids[2] is None:
+            ids[2] = layout.offset_T
+        tokens_TD, routers = self.encoder(self.embedding.tokens(*ids), layout)
+        cell_BD = self.cell(tokens_TD, layout, feature_T=ids[0], bin_T=ids[1])
+        return Encoded(tokens_TD=tokens_TD, cell_BD=cell_BD, layout=layout, routers=routers)
+
+    def memory(self, encoded: Encoded) -> Memory:
+        """Return the memory of all tokens of the context."""
+        return Memory(tokens_BLD=pad(encoded.tokens_TD, encoded.layout), mask_BL=encoded.layout.mask_BL())
+
+    def cell_memory(self, cell_BD: Tensor) -> Memory:
+        """Return the memory that holds the cell's vector and nothing else."""
+        return Memory(tokens_BLD=cell_BD[:, None, :])
+
+    def prepare(self, memory: Memory) -> PreparedMemory:
+        """Compute what all passes over one memory share; :meth:`decode` takes it in the memory's place."""
+        return self.decoder.prepare(memory)
+
+    def decode(self, questions: Questions, memory: Memory | PreparedMemory) -> Tensor:
+        """Return logits over bins (B, Q, K). A memory of one context serves all B rows of the questions."""
+        return self._decode(questions, memory)[0]
+
+    def _decode(self, questions: Questions, memory: Memory | PreparedMemory) -> tuple[Tensor, tuple[RouterStats, ...]]:
+        query_BQ, values = questions.query_BQ, None
+        if questions.value_feature_BM is not None and questions.value_feature_BM.shape[1]:
+            feature_BM = questions.value_feature_BM
+            assert questions.value_bin_BM is not None, "movable values need bins"
+            assert questions.visible_BQM is not None, "movable values need to say who sees them"
+            values = Values(
+                tokens_BMD=self.embedding.tokens(feature_BM, questions.value_bin_BM),
+                visible_BQM=questions.visible_BQM & (feature_BM >= 0)[:, None, :],
+            )
+        answers_BQD, routers = self.decoder(self.embedding.queries(query_BQ), memory, values, counted_BQ=query_BQ >= 0)
+        return self.bins(answers_BQD, query_BQ), routers
+
+    def classify(self, cell_BD: Tensor) -> Tensor:
+        """Return logits over labels (B, C)."""
+        assert self.labels is not None, "this network has no label head"
+        return self.labels(cell_BD)
+
+    def forward(self, batch: Batch) -> Output:
+        """Read cells and answer what the batch asks."""
+        encoded = self.encode(batch)
+        routers, masked_BQK, whole_BQK = encoded.routers, None, None
+        if batch.masked is not None:
+            masked_BQK, more = self._decode(batch.masked, self.memory(encoded))
+            routers += more
+        if batch.whole is not None:
+            whole_BQK, more = self._decode(batch.whole, self.cell_memory(encoded.cell_BD))
+            routers += more
+        label_BC = None if self.labels is None else self.classify(encoded.cell_BD)
+        return Output(
+            cell_BD=encoded.cell_BD, masked_BQK=masked_BQK, whole_BQK=whole_BQK, label_BC=label_BC, routers=routers
+        )
+
+
+@torch.no_grad()
+def _draw_weights(network: Network, generator: torch.Generator) -> None:
+    """Give every parameter its first value.
+
+    =========================================  =====================================================================
+    norms                                      1
+    embeddings, query vector                   normal, EMBEDDING_STD
+    projections into a branch (q, k, v, up)    normal, 1 / sqrt(fan in)
+    projections out of it (out, down)          the same / sqrt(2 * layers of this stack), so the stream does not grow
+    routers                                    0: the noise alone chooses at first, evenly (Shazeer et al. 2017)
+    bias of each (feature, bin); label bias    0
+    linear reading of a cell (cell.feature)    normal, 0.02; its scale of a bin rises from 0.5 to 1
+    gate of the encoder in the cell's vector   GATE
+    bins, labels                               normal, 0.02
+    =========================================  =====================================================================
+    """
+    config = network.config
+    depth = {"encoder": config.encoder_layers, "decoder": config.decoder_layers}
+    for name, weight in network.named_parameters():
+        part, leaf, owner = name.split(".")[0], name.split(".")[-1], name.split(".")[-2]
+        if owner.endswith("norm"):
+            nn.init.ones_(weight)
+        elif owner in {"router", "prior"} or leaf == "bias":
+            nn.init.zeros_(weight)
+        elif name == "cell.scale":  # linear in the bin, with a step from absent to present
+            weight.copy_(torch.linspace(0.5, 1.0, len(weight)))
+        elif name == "cell.gate":
+            nn.init.constant_(weight, GATE)
+        elif name == "cell.feature.weight":
+            nn.init.normal_(weight, std=0.02, generator=generator)
+        elif part == "embedding":
+            nn.init.normal_(weight, std=EMBEDDING_STD, generator=generator)
+        elif part in {"bins", "labels"}:
+            nn.init.normal_(weight, std=0.02, generator=generator)
+        else:
+            # stacked experts are (expert, in, out), linear layers (out, in)
+            std = weight.shape[1] ** -0.5
+            if {leaf, owner} & {"out", "down"}:
+                std /= (2 * depth[part]) ** 0.5
+            nn.init.normal_(weight, std=std, generator=generator)

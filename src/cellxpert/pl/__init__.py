@@ -1,0 +1,23 @@
+"""Pictures: read an AnnData, a MuData or arrays, draw, return the Axes; nothing is written to the object.
+
+Every function takes ``ax`` (draw there), ``show`` (open a window; never otherwise), ``save`` (write a file) and ``return_fig``
+(return the Figure instead of the Axes).
+"""
+
+from __future__ import annotations
+
+from cellxpert.pl.calibration import calibration
+from cellxpert.pl.colors import label_colors
+from cellxpert.pl.confusion import confusion_matrix
+from cellxpert.pl.embedding import embedding
+from cellxpert.pl.history import training_history
+from cellxpert.pl.report import annotation_report
+
+__all__ = [
+    "annotation_report",
+    "calibration",
+    "confusion_matrix",
+    "embedding",
+    "label_colors",
+    "training_history",
+]

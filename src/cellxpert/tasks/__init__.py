@@ -1,0 +1,1 @@
+"""What a trained network is for: results as arrays, no AnnData."""

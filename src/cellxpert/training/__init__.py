@@ -1,0 +1,1 @@
+"""How a network learns: objectives, optimiser, the Lightning plan and the run that resumes."""

@@ -1,0 +1,223 @@
+"""From cells and settings to a trained network: split, vocabulary, tokens, labels, and one run of Lightning.
+
+Shape suffixes: C labels, V features, K bins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+
+from cellxpert.batch import IGNORE
+from cellxpert.config import ModelConfig, TrainingConfig
+from cellxpert.data.cells import Cells
+from cellxpert.data.collate import Collator
+from cellxpert.data.frequencies import log_bin_frequencies
+from cellxpert.data.loaders import CellDataModule
+from cellxpert.data.splits import PARTS, column_split, group_split, random_split, stratified_split
+from cellxpert.data.tokens import Tokens, tokenize
+from cellxpert.data.vocabulary import Vocabulary
+from cellxpert.errors import ConfigError
+from cellxpert.nn.network import Network
+from cellxpert.training.fit import RunConfig, fit
+from cellxpert.training.objectives import class_weights
+
+__all__ = ["Learned", "TrainArguments", "split_cells", "train_network"]
+
+CLONES = 4
+"""Copies of a cell in an epoch, each with an order of its own, where positions are learned (arXiv:2605.00930)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArguments:
+    """Arguments of :meth:`cellxpert.CellxPert.train`."""
+
+    max_epochs: int | None = None
+    accelerator: str = "auto"
+    devices: int | str | list[int] = "auto"
+    precision: str | None = None
+    batch_size: int | None = None
+    train_size: float = 0.9
+    split_key: str | None = None
+    early_stopping: bool = False
+    seed: int = 0
+    resume: str | os.PathLike[str] | None = None
+    progress_bar: bool = True
+
+    def settings(self, config: TrainingConfig) -> TrainingConfig:
+        """The preset's settings with what was asked for in their place."""
+        given = {"max_epochs": self.max_epochs, "batch_size": self.batch_size}
+        return replace(config, **{name: value for name, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Learned:
+    """What a run leaves behind. ``split`` says for each cell of the object which of ``PARTS`` it was in."""
+
+    network: Network
+    vocabulary: Vocabulary
+    labels: tuple[str, ...]
+    history: pd.DataFrame
+    split: pd.Series
+
+
+def train_network(
+    cells: Cells, config: ModelConfig, arguments: TrainArguments, *, previous: Learned | None, seed: int
+) -> Learned:
+    """Train on an object.
+
+    Parameters
+    ----------
+    cells
+        Cells of the object.
+    config
+        Settings.
+    arguments
+        What the caller asked for.
+    previous
+        An earlier run on the same object, whose features, labels, split and weights are kept.
+    seed
+        Seed of the initial weights and of the split.
+    """
+    labels = cells.labels()
+    split = split_cells(cells, labels, arguments, seed=seed) if previous is None else previous.split
+    rows = {part: np.flatnonzero(split.to_numpy() == part) for part in PARTS}
+    if arguments.early_stopping and not len(rows["validation"]):
+        raise ConfigError("train(early_stopping=True)", found="no validation cells", fix="pass train_size=0.9")
+    if previous is None:
+        vocabulary = Vocabulary.fit(cells, config.tokens, train_rows=rows["train"])
+        classes = _classes(labels, rows["train"], cells.setup.unlabeled_category)
+        network = Network.from_config(
+            config, feature_modality=vocabulary.role_of_feature.tolist(), n_labels=len(classes), seed=seed
+        )
+    else:
+        vocabulary, classes, network = previous.vocabulary, previous.labels, previous.network
+    tokens = tokenize(cells, vocabulary, config.tokens)
+    if previous is None:
+        network.set_bin_prior(torch.from_numpy(log_bin_frequencies(tokens, rows["train"], n_bins=vocabulary.n_bins)))
+    codes = None
+    if classes:
+        assert labels is not None
+        code = pd.Categorical(labels, categories=list(classes)).codes.astype(np.int64)
+        codes = np.where(code < 0, IGNORE, code)
+    settings = arguments.settings(config.training)
+    history = _run(
+        network,
+        tokens,
+        rows=rows,
+        codes=codes,
+        config=config,
+        settings=settings,
+        arguments=arguments,
+        fingerprint=_fingerprint(config, settings, vocabulary, classes, split, arguments),
+    )
+    if previous is not None:
+        history.index = history.index + len(previous.history)
+        history = pd.concat([previous.history, history])
+    return Learned(network=network, vocabulary=vocabulary, labels=classes, history=history, split=split)
+
+
+def _run(
+    network: Network,
+    tokens: Tokens,
+    *,
+    rows: dict[str, npt.NDArray[np.int64]],
+    codes: npt.NDArray[np.int64] | None,
+    config: ModelConfig,
+    settings: TrainingConfig,
+    arguments: TrainArguments,
+    fingerprint: dict[str, object],
+) -> pd.DataFrame:
+    collator = Collator(
+        tokens,
+        n_features=network.n_features,
+        n_bins=network.n_bins,
+        mask_ratio=settings.mask_ratio,
+        n_queries=settings.n_queries,
+        zeros=config.tokens.zeros,
+        shuffle_positions=config.network.position,
+        whole=settings.cell_weight > 0,
+    )
+    data = CellDataModule(
+        collator,
+        train_rows=rows["train"],
+        validation_rows=rows["validation"],
+        labels=codes,
+        batch_size=settings.batch_size,
+        clones=CLONES if config.network.position else 1,
+        seed=arguments.seed,
+    )
+    weight_C = None
+    if codes is not None:
+        known = codes[rows["train"]]
+        weight_C = class_weights(np.bincount(known[known >= 0], minlength=network.n_labels), settings.label_loss)
+    run = RunConfig(
+        max_epochs=settings.max_epochs,
+        seed=arguments.seed,
+        accelerator=arguments.accelerator,
+        devices=arguments.devices,
+        precision=arguments.precision,
+        early_stopping=arguments.early_stopping,
+        resume=arguments.resume,
+        fingerprint=fingerprint,
+        progress_bar=arguments.progress_bar,
+    )
+    return fit(network, data, settings, weight_C=weight_C, run=run)
+
+
+def split_cells(cells: Cells, labels: pd.Series | None, arguments: TrainArguments, *, seed: int) -> pd.Series:
+    """Say for each cell whether it trains, validates, or is left alone: one of ``PARTS``."""
+    rng = np.random.default_rng([seed, 1])
+    split = pd.Series("train", index=cells.obs_names, dtype=object)
+    held_out = 1 - arguments.train_size
+    if not 0 < arguments.train_size <= 1:
+        raise ConfigError("train(train_size=)", found=repr(arguments.train_size), fix="give a share in (0, 1]")
+    if arguments.split_key is not None:
+        values = cells.obs(arguments.split_key)
+        if set(values.dropna().astype(str).str.lower()) & {"train", "training"}:
+            parts = column_split(values, where=f"obs[{arguments.split_key!r}]")
+            for part, positions in parts.items():
+                split.iloc[positions] = part
+            return split
+        held = group_split(values, held_out=held_out, rng=rng)[1]
+    elif held_out == 0:
+        return split
+    elif labels is not None:
+        held = stratified_split(labels, held_out=held_out, rng=rng)[1]
+    else:
+        held = random_split(cells.n_cells, held_out=held_out, rng=rng)[1]
+    split.iloc[held] = "validation"
+    return split
+
+
+def _classes(labels: pd.Series | None, train_rows: npt.NDArray[np.int64], unlabeled_category: str) -> tuple[str, ...]:
+    """Labels that occur among the training cells, sorted."""
+    if labels is None:
+        return ()
+    return tuple(sorted(set(labels.iloc[train_rows]) - {unlabeled_category}))
+
+
+def _fingerprint(
+    config: ModelConfig,
+    settings: TrainingConfig,
+    vocabulary: Vocabulary,
+    classes: tuple[str, ...],
+    split: pd.Series,
+    arguments: TrainArguments,
+) -> dict[str, object]:
+    """What a resumed run must share with the one that was interrupted."""
+    cells = hashlib.sha256("\n".join(f"{name}\t{part}" for name, part in split.items()).encode()).hexdigest()
+    return {
+        "config": replace(config, training=settings).to_dict(),
+        "vocabulary": vocabulary.hash(),
+        "labels": list(classes),
+        "cells": cells,
+        "seed": arguments.seed,
+        "early_stopping": arguments.early_stopping,
+    }

@@ -1,0 +1,47 @@
+"""Objects shared by the tests: real counts that come with scanpy, and one small trained model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mudata import MuData, set_options
+
+import cellxpert as cx
+
+LABELS = "bulk_labels"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with the larger real data sets."""
+    folder = os.environ.get("CELLXPERT_DATA")
+    if not folder:
+        pytest.skip("CELLXPERT_DATA does not name the folder with the real data sets")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def _pbmc() -> MuData:
+    return cx.datasets.pbmc68k()
+
+
+@pytest.fixture
+def pbmc(_pbmc: MuData) -> MuData:
+    """700 PBMCs with raw counts, a fresh copy."""
+    with set_options(pull_on_update=False):
+        return _pbmc.copy()
+
+
+@pytest.fixture(scope="session")
+def trained(_pbmc: MuData) -> cx.CellxPert:
+    """A nano model after two epochs on every third PBMC of the six commonest types; tests must not train it on or move it."""
+    with set_options(pull_on_update=False):
+        common = _pbmc.obs[LABELS].isin(_pbmc.obs[LABELS].value_counts().index[:6]).to_numpy()
+        mdata = _pbmc[np.flatnonzero(common)[::3]].copy()
+    cx.CellxPert.setup_mudata(mdata, rna="rna", labels_key=LABELS)
+    model = cx.CellxPert(mdata, preset="nano", seed=0)
+    model.train(max_epochs=2, progress_bar=False)
+    return model

@@ -1,0 +1,104 @@
+"""Features are found by name or Ensembl id; what cannot be told is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cellxpert.data.matching import match_features, overlap
+from cellxpert.data.vocabulary import FeatureBlock
+from cellxpert.errors import CellxPertWarning, DuplicateNamesError, FeatureOverlapError
+
+NAMES = tuple(sorted(["CD3E", "CD19", "ACTB", "GATA1", "KLF1", "LYZ", "NKG7", "MS4A1", "CST3", "PPBP"]))
+IDS = tuple(f"ENSG{i:011d}" for i in range(10))
+
+
+def block(names=NAMES, ids=IDS, counts=None):
+    counts = np.ones(len(names)) if counts is None else np.asarray(counts, float)
+    return FeatureBlock("rna", tuple(names), ids, np.full(48, np.inf), np.zeros(50), counts, "log")
+
+
+def match(names, ids=None, of=None, **kwargs):
+    return match_features(
+        of or block(), names=np.array(names), ids=None if ids is None else np.array(ids), **kwargs
+    ).tolist()
+
+
+@settings(deadline=None)
+@given(order=st.permutations(range(14)))
+def test_names_in_any_order_with_others_between(order):
+    columns = [*NAMES, "x1", "x2", "x3", "x4"]
+    found = match([columns[j] for j in order])
+    assert found == [j if j < 10 else -1 for j in order]
+
+
+def test_ids_find_what_names_do_not():
+    assert match([f"gene{i}" for i in range(10)], ids=IDS[::-1]) == list(range(10))[::-1]
+    renamed = [*NAMES[:8], "new8", "new9"]
+    assert match(renamed, ids=IDS) == list(range(10))
+    assert match(IDS, ids=IDS) == list(range(10))  # the object's names are the ids
+    mixed = [*NAMES[:5], *IDS[5:]]
+    assert match(mixed, ids=[""] * 5 + list(IDS[5:])) == list(range(10))
+
+
+def test_a_name_wins_over_an_id_and_repeated_ids_of_the_vocabulary_are_not_used():
+    taken = match([*NAMES, "other"], ids=[*IDS, IDS[3]])
+    assert taken == [*range(10), -1]
+    twice = block(ids=(IDS[0], IDS[0], *IDS[2:]))
+    assert match([*NAMES[2:], "new"], ids=[*IDS[2:], IDS[0]], of=twice) == [*range(2, 10), -1]
+
+
+def test_two_columns_for_one_feature_are_refused():
+    with pytest.raises(DuplicateNamesError, match="by name.*CD19"):
+        match([*NAMES, "CD19"])
+    with pytest.raises(DuplicateNamesError, match="by Ensembl id.*'a'"):  # versions ENSG1.1 and ENSG1.2, say
+        match(["a", "b", *NAMES[1:]], ids=[IDS[0], IDS[0], *IDS[1:]])
+    assert match([*NAMES, "unknown", "unknown"]) == [*range(10), -1, -1]  # repeated, but nobody reads them
+
+
+@pytest.mark.parametrize(
+    ("n", "outcome"), [(10, None), (8, None), (7, CellxPertWarning), (3, CellxPertWarning), (2, FeatureOverlapError)]
+)
+def test_gate_on_features(n, outcome):
+    names = [*NAMES[:n], "x", "y"]
+    if outcome is FeatureOverlapError:
+        with pytest.raises(FeatureOverlapError, match="20.0% of the model's 10 features"):
+            match(names)
+    elif outcome is CellxPertWarning:
+        with pytest.warns(CellxPertWarning, match="of the model's 10 features"):
+            match(names)
+    else:
+        assert match(names) == [*range(n), -1, -1]
+
+
+def test_gate_on_counts():
+    heavy = block(counts=[900, *[10] * 9])  # one feature carries 91 % of the counts
+    with pytest.raises(FeatureOverlapError, match="90.0% .* 9.1% of the training counts"):
+        match(NAMES[1:], of=heavy)
+    with pytest.warns(CellxPertWarning, match="9.1%"):
+        assert match(NAMES[1:], of=heavy, min_overlap=0.05) == list(range(1, 10))
+    assert overlap(heavy, np.array([0, -1])) == {"features": 0.1, "counts": 900 / 990}
+
+
+def test_another_organism_is_named():
+    mouse = [name.capitalize() for name in NAMES]
+    with pytest.raises(FeatureOverlapError, match="upper and lower case: another organism"):
+        match(mouse)
+    with pytest.raises(FeatureOverlapError, match="ENSMUSG... here and ENSG... in the model"):
+        match(mouse, ids=[f"ENSMUSG{i:011d}" for i in range(10)])
+    with pytest.raises(FeatureOverlapError, match="10 of 10 names stand for another Ensembl id.*ENSMUSG"):
+        match(NAMES, ids=[f"ENSMUSG{i:011d}" for i in range(10)])  # the same names, but other genes
+
+
+def test_a_few_contradicting_ids_warn():
+    with pytest.warns(CellxPertWarning, match="1 of 10 names stand for another Ensembl id"):
+        assert match(NAMES, ids=[*IDS[:9], "ENSG00000999999"]) == list(range(10))
+
+
+def test_no_ids_on_either_side():
+    assert match(NAMES, of=block(ids=None), ids=IDS) == list(range(10))
+    assert match(NAMES) == list(range(10))
+    with pytest.raises(FeatureOverlapError, match="only 0.0%"):
+        match([str(i) for i in range(10)], of=block(ids=None))

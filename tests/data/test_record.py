@@ -1,0 +1,75 @@
+"""The record of a setup survives JSON and every file format."""
+
+from __future__ import annotations
+
+import json
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pytest
+
+from cellxpert.data.record import ModalitySetup, Setup
+from cellxpert.errors import ModalityError, NotSetUpError
+
+FULL = Setup(
+    modalities=(
+        ModalitySetup(role="rna", name="gex", layer="counts"),
+        ModalitySetup(role="protein", name="adt", counts="intensity"),
+    ),
+    batch_key="donor/site",
+    labels_key="T/NK",
+    unlabeled_category="?",
+    notes=("two\nlines", "one"),
+)
+BARE = Setup(modalities=(ModalitySetup(role="atac"),))
+
+
+@pytest.mark.parametrize("setup", [FULL, BARE])
+def test_round_trips(setup, tmp_path):
+    assert Setup.from_dict(json.loads(json.dumps(setup.to_dict()))) == setup
+    adata = ad.AnnData(np.ones((2, 3), dtype="float32"), uns={"info": {"setup": setup.to_dict()}})
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    assert Setup.from_dict(ad.read_h5ad(tmp_path / "a.h5ad").uns["info"]["setup"]) == setup
+    with md.set_options(pull_on_update=False):
+        mdata = md.MuData({"rna": adata})
+        mdata.uns["info"] = {"setup": setup.to_dict()}
+        mdata.write_h5mu(tmp_path / "m.h5mu")
+        assert Setup.from_dict(md.read_h5mu(tmp_path / "m.h5mu").uns["info"]["setup"]) == setup
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2:UserWarning")  # anndata's default, soon to change
+@pytest.mark.parametrize("setup", [FULL, BARE])
+def test_round_trips_through_zarr(setup, tmp_path):
+    pytest.importorskip("zarr")
+    adata = ad.AnnData(np.ones((2, 3), dtype="float32"), uns={"info": {"setup": setup.to_dict()}})
+    adata.write_zarr(tmp_path / "a.zarr")
+    assert Setup.from_dict(ad.read_zarr(tmp_path / "a.zarr").uns["info"]["setup"]) == setup
+
+
+def test_names_are_values_and_never_keys():
+    def names(tree):
+        return {k for k, v in tree.items()} | {n for v in tree.values() if isinstance(v, dict) for n in names(v)}
+
+    assert not names(FULL.to_dict()) & {"gex", "adt", "counts/x", "donor/site", "T/NK"}
+
+
+def test_roles():
+    assert FULL.roles == ("rna", "protein")
+    assert FULL.modality("protein").name == "adt"
+    with pytest.raises(ModalityError, match=r"'atac'[\s\S]*\['rna', 'protein'\]"):
+        FULL.modality("atac")
+
+
+def test_the_order_of_modalities_is_fixed():
+    shuffled = FULL.to_dict()
+    shuffled["modalities"] = dict(reversed(shuffled["modalities"].items()))
+    assert Setup.from_dict(shuffled) == FULL
+
+
+@pytest.mark.parametrize(
+    "record", [{}, {"modalities": 3}, {"modalities": {"rna": {"size": 1}}}, {"modalities": {"rna": 1}}]
+)
+def test_a_broken_record_is_an_error(record):
+    with pytest.raises(NotSetUpError, match="again"):
+        Setup.from_dict(record)

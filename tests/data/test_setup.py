@@ -1,0 +1,296 @@
+"""A setup checks everything, records what it was told, and changes nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import warnings
+from pathlib import Path
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse
+
+from cellxpert import keys
+from cellxpert.data.cells import Cells
+from cellxpert.data.record import ModalitySetup, Setup
+from cellxpert.data.setup import presence, query_setup, read_setup, setup_anndata, setup_mudata, summary, validate
+from cellxpert.errors import (
+    CategoryError,
+    CellxPertWarning,
+    ConfigError,
+    LayerError,
+    MissingValuesError,
+    ModalityError,
+    MuDataError,
+    NotCountsError,
+    NotSetUpError,
+    ObjectTypeError,
+    ObsKeyError,
+    ViewError,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:From 0.4 .update.. will not pull:FutureWarning")  # mudata 0.3
+
+
+def anndata(cells, features, seed=0):
+    rng = np.random.default_rng(seed)
+    # the first feature is in every cell
+    adata = ad.AnnData(
+        sparse.csr_matrix(
+            rng.poisson(2, (len(cells), len(features))).astype("float32") + np.eye(1, len(features), dtype="float32")
+        )
+    )
+    adata.obs_names, adata.var_names = pd.Index(cells, dtype=object), pd.Index(features, dtype=object)
+    return adata
+
+
+CELLS = [f"cell{i}" for i in range(12)]
+
+
+def trio(**obs):
+    """RNA of cells 0-7, ATAC of 4-11, protein of all, in three orders."""
+    mdata = md.MuData(
+        {
+            "gex": anndata(CELLS[:8], ["CD3E", "MS4A1", "NKG7"]),
+            "peaks": anndata(CELLS[:3:-1], ["chr1:1-50", "chr1:100-150"], 1),
+            "adt": anndata(CELLS, ["CD3", "CD19"], 2),
+        }
+    )
+    for name, values in {"batch": ["a", "b"] * 6, "label": ["T"] * 6 + ["B"] * 5 + ["Unknown"], **obs}.items():
+        mdata.obs[name] = pd.Series(values, index=CELLS)
+    return mdata
+
+
+ROLES = {"rna": "gex", "atac": "peaks", "protein": "adt"}
+
+
+def fingerprint(data):
+    parts = []
+    for adata in data.mod.values() if isinstance(data, md.MuData) else [data]:
+        parts += [adata.X.data, adata.X.indices, adata.X.indptr, adata.obs, adata.var, dict(adata.layers)]
+    parts += [data.obs, data.var, [np.asarray(v) for v in data.obsm.values()]]
+    uns = {k: v for k, v in data.uns.items() if k != keys.INFO}
+    return hashlib.sha256(pickle.dumps([*parts, uns])).hexdigest()
+
+
+def test_the_record_says_what_was_said():
+    mdata = trio()
+    mdata["gex"].layers["counts"] = mdata["gex"].X.copy()
+    setup = setup_mudata(
+        mdata, **ROLES, layers={"rna": "counts"}, batch_key="batch", labels_key="label", counts={"protein": "intensity"}
+    )
+    assert setup == Setup(
+        modalities=(
+            ModalitySetup(role="rna", name="gex", layer="counts"),
+            ModalitySetup(role="atac", name="peaks"),
+            ModalitySetup(role="protein", name="adt", counts="intensity"),
+        ),
+        batch_key="batch",
+        labels_key="label",
+    )
+    assert read_setup(mdata) == setup
+    assert mdata.uns[keys.INFO][keys.SETUP] == setup.to_dict()
+
+
+def test_nothing_else_of_the_object_changes():
+    mdata = trio()
+    mdata.uns["mine"] = {"a": 1}
+    mdata.uns[keys.INFO] = {"other": 1}
+    shared = mdata.uns[keys.INFO]
+    before = fingerprint(mdata)
+    state = np.random.get_state()[1].copy()  # noqa: NPY002 - the global state must stay as it is
+    setup_mudata(mdata, **ROLES, batch_key="batch", labels_key="label")
+    assert fingerprint(mdata) == before
+    assert mdata.uns[keys.INFO]["other"] == 1
+    assert shared == {"other": 1}, "a dict that others may share was written to"
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+    adata = anndata(CELLS, ["A", "B"])
+    before = fingerprint(adata)
+    setup_anndata(adata)
+    assert fingerprint(adata) == before
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2:UserWarning")
+def test_the_record_survives_files(tmp_path):
+    mdata = trio(label=["T"] * 6 + ["B"] * 6)
+    with pytest.warns(CellxPertWarning, match="confounded"):
+        setup = setup_mudata(mdata, **ROLES, labels_key="label", batch_key="label")
+    assert len(setup.notes) == 1
+    mdata.write_h5mu(tmp_path / "m.h5mu")
+    assert read_setup(md.read_h5mu(tmp_path / "m.h5mu")) == setup
+    backed = md.read_h5mu(tmp_path / "m.h5mu", backed="r")
+    assert read_setup(backed) == setup
+    assert validate(backed, setup) == setup.notes
+    backed.file.close()
+    adata = anndata(CELLS, ["A", "B"])
+    setup = setup_anndata(adata)
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    adata.write_zarr(tmp_path / "a.zarr")
+    assert read_setup(ad.read_h5ad(tmp_path / "a.h5ad")) == setup
+    assert read_setup(ad.read_zarr(tmp_path / "a.zarr")) == setup
+
+
+def test_a_copy_and_a_view_keep_their_setup():
+    mdata = trio()
+    setup = setup_mudata(mdata, **ROLES)
+    assert read_setup(mdata[:3]) == setup
+    assert read_setup(mdata[:3].copy()) == setup
+    assert validate(mdata[2:9], setup) == ()
+
+
+def test_views_are_refused_because_the_record_would_be_lost():
+    with pytest.raises(ViewError, match=r"mdata = mdata\.copy\(\)"):
+        setup_mudata(trio()[:5], **ROLES)
+    with pytest.raises(ViewError, match=r"adata = adata\.copy\(\)"):
+        setup_anndata(anndata(CELLS, ["A", "B"])[:5])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        ({}, ModalityError, r"no modality was named; mdata has \['gex', 'peaks', 'adt'\]"),
+        ({"rna": "gexx"}, ModalityError, r"pass rna='gex'"),
+        ({"rna": "qqq"}, ModalityError, r"use one of \['gex', 'peaks', 'adt'\]"),
+        ({"rna": "gex", "atac": "gex"}, ModalityError, "two roles"),
+        ({"rna": "gex", "layers": "counts"}, ConfigError, r"pass layers=\{'rna': 'counts'\}"),
+        ({"rna": "gex", "layers": {"gex": "counts"}}, ConfigError, "the key is the role: 'rna'"),
+        ({"rna": "gex", "layers": {"atac": "counts"}}, ConfigError, r"use one of \['rna'\]"),
+        ({"rna": "gex", "layers": {"rna": "counts"}}, LayerError, "no layer 'counts'"),
+        ({"rna": "gex", "counts": "raw"}, ConfigError, "'fractional'"),
+        ({"rna": "gex", "counts": {"rna": "raw"}}, ConfigError, "'raw'"),
+        ({"rna": "gex", "batch_key": "Batch"}, ObsKeyError, "did you mean 'batch'"),
+        ({"rna": "gex", "labels_key": "celltype"}, ObsKeyError, "no column 'celltype'"),
+        ({"rna": "gex", "labels_key": 3}, ConfigError, "name of a column"),
+        ({"rna": "gex", "labels_key": ""}, ConfigError, "name of a column"),
+        ({"rna": "gex", "unlabeled_category": ""}, ConfigError, "Unknown"),
+    ],
+)
+def test_what_cannot_be_is_refused(arguments, kind, message):
+    mdata = trio()
+    with pytest.raises(kind, match=message):
+        setup_mudata(mdata, **arguments)
+    assert keys.INFO not in mdata.uns
+
+
+def test_an_anndata_has_one_role():
+    adata = anndata(CELLS, ["A", "B"])
+    assert setup_anndata(adata, modality="protein").roles == ("protein",)
+    with pytest.raises(ConfigError, match=r"\['rna', 'atac', 'protein'\]"):
+        setup_anndata(adata, modality="gex")
+    with pytest.raises(ObjectTypeError):
+        setup_anndata(trio())
+    with pytest.raises(ObjectTypeError):
+        setup_mudata(adata, rna="rna")
+
+
+def test_values_of_every_modality_are_checked():
+    mdata = trio()
+    mdata["peaks"].X.data[-1] = 0.5
+    with pytest.raises(NotCountsError, match=r"mdata\['peaks'\]\.X"):
+        setup_mudata(mdata, **ROLES)
+    setup_mudata(mdata, rna="gex", protein="adt")  # a modality without a role is not read
+
+
+def test_columns_are_checked():
+    with pytest.raises(MissingValuesError, match="1 cells without a value"):
+        setup_mudata(trio(batch=["a"] * 11 + [None]), **ROLES, batch_key="batch")
+    with pytest.raises(CategoryError, match="types"):
+        setup_mudata(trio(batch=[1] * 6 + ["1"] * 6), **ROLES, batch_key="batch")
+    setup_mudata(trio(label=["T"] * 6 + ["B"] * 5 + [None]), **ROLES, labels_key="label")
+
+
+def test_a_stale_object_is_noticed():
+    mdata = trio()
+    mdata.mod["gex"] = mdata["gex"][::-1].copy()
+    with pytest.raises(MuDataError, match="update"):
+        setup_mudata(mdata, **ROLES)
+
+
+def test_findings_are_warned_about_and_recorded():
+    mdata = trio()
+    mdata["gex"].X.data[mdata["gex"].X.indptr[3] : mdata["gex"].X.indptr[4]] = 0
+    with pytest.warns(CellxPertWarning, match="1 of 8 cells have no value above zero") as caught:
+        setup = setup_mudata(mdata, rna="gex", protein="adt")
+    assert [str(w.message) for w in caught] == list(setup.notes)
+
+
+def test_objects_without_a_setup():
+    with pytest.raises(NotSetUpError, match=r"setup_mudata\(mdata, rna='gex'\)"):
+        read_setup(trio())
+    with pytest.raises(NotSetUpError, match=r"setup_anndata\(adata\)"):
+        read_setup(anndata(CELLS, ["A"]))
+
+
+def test_presence_counts_cells():
+    mdata = trio()
+    setup = setup_mudata(mdata, **ROLES, batch_key="batch")
+    table = presence(Cells.open(mdata, setup))
+    expected = {
+        (role, batch): sum(b == batch and c in set(mdata[name].obs_names) for c, b in mdata.obs["batch"].items())
+        for role, name in ROLES.items()
+        for batch in "ab"
+    }
+    assert {k: table.loc[k] for k in expected} == expected
+    assert table.loc["cells"].tolist() == [6, 6]
+
+
+def test_the_summary_tells_what_will_be_read():
+    mdata = trio()
+    mdata["gex"].layers["counts"] = mdata["gex"].X.copy()
+    setup = setup_mudata(mdata, **ROLES, layers={"rna": "counts"}, batch_key="batch", labels_key="label")
+    text = summary(setup, mdata)
+    assert "12 cells" in text
+    assert "layers['counts']" in text
+    assert "obs['label'], 2 labels, 1 cells 'Unknown'" in text
+    assert "obs['batch'], 2 batches" in text
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.startswith(("a ", "b "))}
+    assert rows == {"a": ["4", "4", "6", "6"], "b": ["4", "4", "6", "6"]}
+    bare = summary(setup_mudata(mdata, protein="adt"), mdata)
+    assert "labels: none" in bare
+    assert "batches: none" in bare
+
+
+def test_a_query_is_read_as_the_model_was_unless_it_says_otherwise():
+    setup = setup_mudata(trio(), **ROLES, batch_key="batch", labels_key="label")
+    query = trio()
+    assert query_setup(setup, query) == setup
+    part = md.MuData({"gex": query["gex"].copy()})
+    found = query_setup(setup, part)
+    assert found.roles == ("rna",)
+    assert found.batch_key is None
+    assert found.labels_key is None
+    validate(part, found)
+    single = query_setup(setup, query["gex"])
+    assert single.modalities == (ModalitySetup(role="rna"),)
+    Cells.open(query["gex"], single)
+    own = setup_mudata(query, protein="adt", labels_key="batch")
+    assert query_setup(setup, query) == own
+    with pytest.raises(ModalityError, match="none of the modalities"):
+        query_setup(setup, md.MuData({"x": anndata(CELLS, ["A"])}))
+
+
+def test_a_model_of_one_matrix_reads_a_mudata():
+    setup = setup_anndata(anndata(CELLS, ["A", "B"]))
+    mdata = md.MuData({"rna": anndata(CELLS, ["A", "B"])})
+    assert query_setup(setup, mdata).modalities == (ModalitySetup(role="rna", name="rna"),)
+
+
+FILES = {"pbmc3k.h5ad": {}, "teaseq_pbmc_1262.h5mu": {"rna": "rna", "protein": "prot"}}
+
+
+@pytest.mark.parametrize("file", sorted(FILES))
+def test_real_counts_pass(file):
+    folder = os.environ.get("CELLXPERT_DATA")
+    if not folder or not (Path(folder) / file).exists():
+        pytest.skip(f"needs {file} in the folder that CELLXPERT_DATA names")
+    warnings.filterwarnings("ignore", "Cannot join columns", UserWarning)  # mudata: genes named like proteins
+    data = (md.read_h5mu if file.endswith("h5mu") else ad.read_h5ad)(Path(folder) / file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        setup = setup_mudata(data, **FILES[file]) if FILES[file] else setup_anndata(data)
+    assert setup.notes == ()

@@ -1,0 +1,178 @@
+"""Saved models: whole or not at all, checked when read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import cellxpert as cx
+from cellxpert.checkpoint import FORMAT_VERSION, weights_hash
+from cellxpert.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    CheckpointVersionError,
+    NotTrainedError,
+    OutputExistsError,
+)
+
+
+@pytest.fixture(scope="module")
+def saved(trained: cx.CellxPert, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model; tests change copies of it."""
+    folder = tmp_path_factory.mktemp("saved") / "model"
+    trained.save(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def _edit_config(folder: Path, **changes: object) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def _replace_weights(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    safetensors.torch.save_file(tensors, folder / "weights.safetensors")
+    _edit_config(folder, sha256={})
+
+
+def test_save_then_load_is_bit_equal(trained: cx.CellxPert, saved: Path) -> None:
+    loaded = cx.CellxPert.load(saved, trained._data)
+    assert weights_hash(loaded._state.network) == weights_hash(trained._state.network)
+    assert np.array_equal(loaded.get_latent(inplace=False), trained.get_latent(inplace=False))
+    assert loaded.annotate(inplace=False).equals(trained.annotate(inplace=False))
+    assert loaded.labels == trained.labels
+    assert loaded.history.keys() == trained.history.keys()
+    for name, table in trained.history.items():
+        assert np.allclose(loaded.history[name], table, rtol=1e-12, atol=0)
+
+
+def test_folder_holds_no_pickle(saved: Path) -> None:
+    assert sorted(f.name for f in saved.iterdir()) == ["config.json", "vocabulary.json", "weights.safetensors"]
+
+
+def test_existing_folder_is_kept_unless_told_otherwise(trained: cx.CellxPert, copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputExistsError, match="overwrite=True"):
+        trained.save(copy)
+    trained.save(copy, overwrite=True)
+    assert cx.CellxPert.load(copy).is_trained
+    other = tmp_path / "photos"
+    other.mkdir()
+    (other / "cat.jpg").touch()
+    with pytest.raises(OutputExistsError, match="no saved model"):
+        trained.save(other, overwrite=True)
+    assert (other / "cat.jpg").exists()
+
+
+def test_failed_save_leaves_the_old_model_and_no_debris(
+    trained: cx.CellxPert, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        trained.save(copy, overwrite=True)
+    assert cx.CellxPert.load(copy).is_trained
+    assert [f.name for f in copy.parent.iterdir()] == [copy.name]
+
+
+def test_untrained_model_is_not_saved(pbmc, tmp_path: Path) -> None:
+    cx.CellxPert.setup_mudata(pbmc, rna="rna")
+    with pytest.raises(NotTrainedError, match=r"model\.train\(\)"):
+        cx.CellxPert(pbmc, preset="nano").save(tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["config.json", "vocabulary.json", "weights.safetensors"])
+def test_missing_file(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    with pytest.raises(CheckpointNotFoundError, match=name):
+        cx.CellxPert.load(copy)
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        cx.CellxPert.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<!DOCTYPE html><html>", "HTML"),
+        (b"\x80\x04\x95abc", "pickle"),
+        (b"PK\x03\x04abc", "pickle"),
+    ],
+    ids=["html", "pickle", "zip"],
+)
+@pytest.mark.parametrize("name", ["weights.safetensors", "vocabulary.json"])
+def test_other_things_in_a_file_are_named(copy: Path, name: str, content: bytes, message: str) -> None:
+    (copy / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        cx.CellxPert.load(copy)
+    _edit_config(copy, sha256={})  # without hashes the content itself is refused
+    with pytest.raises(CheckpointError, match=message):
+        cx.CellxPert.load(copy)
+
+
+def test_truncated_weights(copy: Path) -> None:
+    file = copy / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="sha256"):
+        cx.CellxPert.load(copy)
+    _edit_config(copy, sha256={})
+    with pytest.raises(CheckpointError, match="truncated"):
+        cx.CellxPert.load(copy)
+
+
+def test_newer_format_and_other_class(copy: Path) -> None:
+    _edit_config(copy, format_version=FORMAT_VERSION + 1)
+    with pytest.raises(CheckpointVersionError, match="upgrade"):
+        cx.CellxPert.load(copy)
+    _edit_config(copy, format_version=FORMAT_VERSION, model="Other")
+    with pytest.raises(CheckpointVersionError, match="Other"):
+        cx.CellxPert.load(copy)
+
+
+def test_weights_missing_unexpected_misshapen_or_not_finite(copy: Path) -> None:
+    tensors = safetensors.torch.load_file(copy / "weights.safetensors")
+    name, other = sorted(tensors)[:2]
+    _replace_weights(copy, {k: v for k, v in tensors.items() if k != name})
+    with pytest.raises(CheckpointError, match=f"missing {name}"):
+        cx.CellxPert.load(copy)
+    _replace_weights(copy, tensors | {"extra": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match="unexpected extra"):
+        cx.CellxPert.load(copy)
+    _replace_weights(copy, tensors | {name: torch.zeros(1, 1, 1)})
+    with pytest.raises(CheckpointError, match="not \\("):
+        cx.CellxPert.load(copy)
+    _replace_weights(copy, tensors | {other: torch.full_like(tensors[other], float("nan"))})
+    with pytest.raises(CheckpointError, match="NaN"):
+        cx.CellxPert.load(copy)
+
+
+def test_other_vocabulary_is_refused(copy: Path) -> None:
+    file = copy / "vocabulary.json"
+    data = json.loads(file.read_text())
+    data["blocks"][0]["counts"][0] += 1
+    file.write_text(json.dumps(data))
+    _edit_config(copy, sha256={})
+    with pytest.raises(CheckpointError, match="another vocabulary"):
+        cx.CellxPert.load(copy)
+
+
+def test_unknown_setting_is_refused(copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())["config"]
+    config["network"]["flux"] = 3
+    _edit_config(copy, config=config)
+    with pytest.raises(ValueError, match="flux"):
+        cx.CellxPert.load(copy)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cellxpert.config import PRESETS, ModelConfig, NetworkConfig, TokenConfig, TrainingConfig, preset
+from cellxpert.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_survive_json(name):
+    config = preset(name)
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@given(
+    width=st.integers(1, 8).map(lambda n: 64 * n),
+    n_bins=st.integers(3, 256),
+    ratios=st.tuples(st.floats(0.01, 0.99), st.floats(0.01, 0.99)).map(sorted),
+    zeros=st.sampled_from(["drop", "keep"]),
+)
+def test_any_valid_config_survives_json(width, n_bins, ratios, zeros):
+    config = ModelConfig().replace(width=width, n_bins=n_bins, mask_ratio=tuple(ratios), zeros=zeros)
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_replace_changes_one_setting_and_copies():
+    before = preset("nano")
+    after = before.replace(max_epochs=7, n_genes=50)
+    assert (after.training.max_epochs, after.tokens.n_genes) == (7, 50)
+    assert preset("nano") == before
+    assert after.network == before.network
+    assert after.replace(max_epochs=before.training.max_epochs, n_genes=before.tokens.n_genes) == before
+
+
+def test_setting_names_are_unambiguous():
+    """``replace`` finds a setting by its name alone."""
+    names = [f.name for kind in (TokenConfig, NetworkConfig, TrainingConfig) for f in dataclasses.fields(kind)]
+    assert len(set(names)) == len(names)
+
+
+def test_configs_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        preset("nano").network.width = 128
+
+
+BAD = [
+    ("n_genes", 0),
+    ("n_bins", 2),
+    ("n_bins", 257),
+    ("binning", "per-cell"),
+    ("zeros", True),
+    ("max_tokens", 4097),
+    ("width", 100),
+    ("width", 0),
+    ("encoder_layers", 0),
+    ("experts_per_token", 99),
+    ("expert_hidden", 12),
+    ("feed_forward", "moe"),
+    ("dropout", 1.0),
+    ("attention", "fast"),
+    ("max_epochs", 0),
+    ("batch_size", 0),
+    ("learning_rate", 0.0),
+    ("bins_weight", -1.0),
+    ("mask_ratio", (0.5, 0.1)),
+    ("mask_ratio", (0.0, 0.1)),
+    ("label_loss", "focal"),
+    ("label_smoothing", 1.0),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD, ids=[f"{n}={v}" for n, v in BAD])
+def test_impossible_settings_are_refused_by_name(name, value):
+    with pytest.raises(ConfigError, match=name):
+        ModelConfig().replace(**{name: value})
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ConfigError, match="'heads'"):
+        ModelConfig().replace(heads=4)
+    with pytest.raises(ConfigError, match="tiny"):
+        preset("tiny")
+    with pytest.raises(ConfigError, match="decoder"):
+        ModelConfig.from_dict({"decoder": {}})
+    with pytest.raises(ConfigError, match="depth"):
+        ModelConfig.from_dict({"network": {"depth": 3}})
+
+
+def test_heads_are_64_wide():
+    assert [preset(name).network.n_heads for name in ("nano", "mini", "base")] == [1, 2, 4]

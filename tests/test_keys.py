@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from cellxpert import keys
+
+
+def test_default_names_are_the_documented_ones():
+    assert keys.LATENT == "X_cellxpert"
+    assert (keys.LABEL, keys.confidence_key(), keys.proba_key()) == (
+        "cellxpert_label",
+        "cellxpert_confidence",
+        "cellxpert_proba",
+    )
+
+
+def test_names_for_another_key_do_not_collide():
+    assert keys.confidence_key("mine") == "mine_confidence"
+    assert keys.proba_key("mine_label") == "mine_proba"
+    for key in ("cellxpert_label", "mine", "label"):
+        assert len({key, keys.confidence_key(key), keys.proba_key(key)}) == 3
+
+
+def test_the_record_is_where_scanpy_does_not_write():
+    # sc.pp.neighbors(key_added="cellxpert") would replace uns["cellxpert"]
+    assert keys.INFO != "cellxpert"
+
+
+def test_all_names_are_listed():
+    constants = {name for name in vars(keys) if name.isupper()}
+    assert constants <= set(keys.__all__)
+    values = [getattr(keys, name) for name in constants]
+    assert len(set(values)) == len(values)
+    assert all(isinstance(value, str) and "/" not in value for value in values)
