@@ -32,7 +32,13 @@ def _parser() -> argparse.ArgumentParser:
         "--data", type=Path, default=Path(where) if where else None, help="folder of h5ad files ($CELLXPERT_DATA)"
     )
     run = commands.add_parser("run", parents=[common, data], help="run what the results lack")
-    run.add_argument("--only", action="append", default=[], metavar="METHOD/DATA", help="shell patterns; repeatable")
+    run.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="METHOD/DATA/SPLIT",
+        help="shell patterns, later parts optional; repeatable",
+    )
     run.add_argument("--force", action="store_true", help="run again what is there, and replace it")
     commands.add_parser("render", parents=[common], help="write results/TASK.md and pictures from results/TASK.csv")
     case = commands.add_parser("case", parents=[common, data], help="run one case (used by run)")

@@ -44,14 +44,19 @@ class Outcome:
 
 
 def selected(case: Case, only: Sequence[str]) -> bool:
-    """Whether one of the patterns ``METHOD`` or ``METHOD/DATA`` (shell wildcards) names the case; no pattern names all.
+    """Whether a pattern ``METHOD``, ``METHOD/DATA`` or ``METHOD/DATA/SPLIT`` (shell wildcards) names the case.
+
+    No pattern names every case; an empty part names everything.
 
     >>> selected(Case(data="pbmc3k", split="s", seed=0, method="knn", run=list), ["knn/pbmc*"])
     True
     """
     for pattern in only:
-        method, _, data = pattern.partition("/")
-        if fnmatchcase(case.method, method or "*") and fnmatchcase(case.data, data or "*"):
+        parts = (pattern.split("/", 2) + ["", ""])[:3]
+        if all(
+            fnmatchcase(name, part or "*")
+            for name, part in zip((case.method, case.data, case.split), parts, strict=True)
+        ):
             return True
     return not only
 
@@ -104,7 +109,7 @@ def run_task(
     task, options, results
         What to run, how, and where rows are appended (after every case: an interrupted run loses one case).
     only
-        Patterns ``METHOD/DATA``; see :func:`selected`.
+        Patterns ``METHOD/DATA/SPLIT``; see :func:`selected`.
     force
         Run cases that are there already, and replace their rows.
     say

@@ -104,7 +104,7 @@ FORBIDDEN_CALLS = {
     "breakpoint": "left over",
 }
 # overrides whose positional parameters Lightning decides
-FRAMEWORK_SIGNATURES = {"training/callbacks.py:on_train_batch_end"}
+FRAMEWORK_SIGNATURES = {"training/callbacks.py:AveragedWeights.on_train_batch_end"}
 TAKES_ANY_KEYWORD = {"config.py:ModelConfig.replace"}
 """Public functions with ``**names`` that check every name themselves and pass none on."""
 NO_TEST_FILE: set[str] = set()

@@ -16,6 +16,11 @@ __all__ = ["Ours", "mini", "nano"]
 LABEL = "label"
 
 
+def _mudata(adata: anndata.AnnData) -> mudata.MuData:
+    with mudata.set_options(pull_on_update=False):  # what the next mudata does by default
+        return mudata.MuData({"rna": adata})
+
+
 class Ours:
     """One preset, its own number of epochs, trained on all training cells. The test cells are first seen in ``predict``."""
 
@@ -26,14 +31,14 @@ class Ours:
         """See :class:`benchmarks.methods.Annotator`."""
         adata = adata.copy()
         adata.obs[LABEL] = labels
-        mdata = mudata.MuData({"rna": adata})
+        mdata = _mudata(adata)
         cx.CellxPert.setup_mudata(mdata, rna="rna", labels_key=LABEL)
         self.model = cx.CellxPert(mdata, preset=self.preset, seed=self.seed)
         self.model.train(max_epochs=1 if self.quick else None, train_size=1.0, progress_bar=False)
 
     def predict(self, adata: anndata.AnnData) -> Prediction:
         """See :class:`benchmarks.methods.Annotator`."""
-        table = self.model.annotate(mudata.MuData({"rna": adata}), inplace=False, unknown=False)
+        table = self.model.annotate(_mudata(adata), inplace=False, unknown=False)
         return Prediction(table["label"].to_numpy(dtype=str), table["confidence"].to_numpy())
 
 

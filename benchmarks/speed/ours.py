@@ -58,10 +58,15 @@ def training_step(batch: Batch) -> Callable[[], None]:
 
 def step_flops(config: ModelConfig, batch: Batch) -> int:
     """Operations of one training step: encoder and both sets of questions, backward twice the forward."""
-    lengths, masked = batch.lengths_B.tolist(), batch.masked
-    shape = {"n_queries": masked.query_BQ.shape[1], "n_bins": config.tokens.n_bins}
-    n_values = masked.value_feature_BM.shape[1]
+    lengths, n_bins = batch.lengths_B.tolist(), config.tokens.n_bins
     total = flops.encoder_flops(config.network, lengths)
-    total += flops.decoder_flops(config.network, n_memory=lengths, n_values=n_values, **shape)
-    total += flops.decoder_flops(config.network, n_memory=[1] * len(lengths), n_values=0, **shape)
+    for questions, memory in ((batch.masked, lengths), (batch.whole, [1] * len(lengths))):
+        values = questions.value_feature_BM
+        total += flops.decoder_flops(
+            config.network,
+            n_memory=memory,
+            n_queries=questions.query_BQ.shape[1],
+            n_values=0 if values is None else values.shape[1],
+            n_bins=n_bins,
+        )
     return 3 * total

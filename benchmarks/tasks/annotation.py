@@ -39,21 +39,22 @@ def annotate(data: DataSet, split: Split, *, method: str, seed: int, options: Op
 
 
 def cases(options: Options) -> Iterator[Case]:
-    """Every data set, split, method and seed; the quick form has one data set and one seed."""
-    for data in DATA.values():
-        if options.quick and data.make is None:
-            continue
-        for split in data.splits:
-            for method, entry in METHODS.items():
-                for seed in range(split.n_seeds if entry.seeded and not options.quick else 1):
-                    yield Case(
-                        data=data.name,
-                        split=split.name,
-                        seed=seed,
-                        method=method,
-                        run=partial(annotate, data, split, method=method, seed=seed, options=options),
-                        missing=data.missing(options.data_dir),
-                    )
+    """Every data set, split, method and seed, folds last; the quick form has one data set and one seed."""
+    plan = [
+        (data, split) for data in DATA.values() for split in data.splits if not options.quick or data.make is not None
+    ]
+    plan.sort(key=lambda pair: family(pair[1].name) != pair[1].name)
+    for data, split in plan:
+        for method, entry in METHODS.items():
+            for seed in range(split.n_seeds if entry.seeded and not options.quick else 1):
+                yield Case(
+                    data=data.name,
+                    split=split.name,
+                    seed=seed,
+                    method=method,
+                    run=partial(annotate, data, split, method=method, seed=seed, options=options),
+                    missing=data.missing(options.data_dir),
+                )
 
 
 def report(frame: pd.DataFrame) -> str:

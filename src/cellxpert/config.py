@@ -89,7 +89,10 @@ class NetworkConfig:
     dropout
         Dropout on the residual branches, while training.
     label_dropout
-        Dropout on the cell vector before the label head, while training.
+        Dropout inside the label head, while training.
+    label_gradient
+        Share, from 0 to 1, of the label objective's gradient that reaches the encoder. At 0 the encoder learns from counts
+        alone, which is better where labelled cells are few.
     attention
         ``"auto"``, or one of ``"flash"``, ``"varlen"``, ``"sdpa"``, ``"reference"``.
     """
@@ -107,6 +110,7 @@ class NetworkConfig:
     pooling: Literal["mean", "cls"] = "mean"
     dropout: float = 0.1
     label_dropout: float = 0.5
+    label_gradient: float = 0.0
     attention: Literal["auto", "flash", "varlen", "sdpa", "reference"] = "auto"
 
     @property
@@ -139,6 +143,7 @@ class NetworkConfig:
             "use 'experts' or 'dense'",
         )
         _require(self.pooling in {"mean", "cls"}, "NetworkConfig.pooling", self.pooling, "use 'mean' or 'cls'")
+        _require(0 <= self.label_gradient <= 1, "NetworkConfig.label_gradient", self.label_gradient, "use [0, 1]")
         for name in ("dropout", "label_dropout"):
             rate = getattr(self, name)
             _require(0 <= rate < 1, f"NetworkConfig.{name}", rate, "give a number in [0, 1)")
@@ -156,14 +161,17 @@ class TrainingConfig:
 
     Parameters
     ----------
-    max_epochs, batch_size
-        Passes over the training cells, and cells per step.
+    max_epochs, n_steps
+        Where a run is not told its number of epochs: as many as come closest to ``n_steps`` optimiser steps, from 3 to
+        ``max_epochs``. Small data need many passes, large data few.
+    batch_size
+        Cells per step.
     learning_rate, weight_decay, warmup_fraction, final_fraction, gradient_clip
         AdamW with linear warm-up, then cosine decay to ``final_fraction`` of the peak; the norm of the gradient is clipped.
     mask_ratio
         Range from which the masked share of a cell's tokens is drawn, anew for every cell and epoch.
     n_queries
-        Features asked of the decoder per cell and step.
+        Features asked of the decoder per cell and step; the whole-cell objective asks half as many.
     bins_weight, cell_weight, label_weight
         Weights of the masked-bin, whole-cell and label objectives.
     importance_weight, load_weight, router_z_weight
@@ -179,28 +187,29 @@ class TrainingConfig:
         Epochs without improvement before early stopping ends training.
     """
 
-    max_epochs: int = 20
-    batch_size: int = 64
-    learning_rate: float = 1e-3
+    max_epochs: int = 30
+    n_steps: int = 600
+    batch_size: int = 32
+    learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup_fraction: float = 0.1
     final_fraction: float = 0.05
     gradient_clip: float = 1.0
-    mask_ratio: tuple[float, float] = (0.05, 0.5)
-    n_queries: int = 64
+    mask_ratio: tuple[float, float] = (0.1, 0.7)
+    n_queries: int = 32
     bins_weight: float = 1.0
     cell_weight: float = 0.5
     label_weight: float = 1.0
     importance_weight: float = 1e-2
     load_weight: float = 1e-2
     router_z_weight: float = 1e-3
-    label_loss: Literal["plain", "weighted", "balanced"] = "plain"
+    label_loss: Literal["plain", "weighted", "balanced"] = "balanced"
     label_smoothing: float = 0.0
     ema_decay: float = 0.99
     patience: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("max_epochs", "batch_size", "n_queries", "patience"):
+        for name in ("max_epochs", "n_steps", "batch_size", "n_queries", "patience"):
             _require(getattr(self, name) >= 1, f"TrainingConfig.{name}", getattr(self, name), "give at least 1")
         _require(self.learning_rate > 0, "TrainingConfig.learning_rate", self.learning_rate, "give a positive number")
         for name in (
@@ -266,7 +275,9 @@ class ModelConfig:
 def _paper() -> ModelConfig:
     base = PRESETS["base"]
     # experts everywhere, a little smaller each: the same number of parameters
-    return base.replace(zeros="keep", position=True, pooling="cls", decoder_experts=True, expert_hidden=504)
+    return base.replace(
+        zeros="keep", position=True, pooling="cls", decoder_experts=True, expert_hidden=480, label_loss="weighted"
+    )
 
 
 PRESETS: dict[str, ModelConfig] = {
@@ -274,13 +285,17 @@ PRESETS: dict[str, ModelConfig] = {
         network=NetworkConfig(
             width=64, encoder_layers=2, decoder_layers=1, n_experts=4, expert_hidden=64, decoder_hidden=128
         ),
-        training=TrainingConfig(learning_rate=2e-3),
+        training=TrainingConfig(learning_rate=5e-3, max_epochs=16),
     ),
     "mini": ModelConfig(network=NetworkConfig()),
     "base": ModelConfig(
         tokens=TokenConfig(n_genes=4095),
-        network=NetworkConfig(width=256, encoder_layers=4, decoder_layers=3, expert_hidden=640, decoder_hidden=2560),
-        training=TrainingConfig(learning_rate=3e-4, n_queries=128),
+        network=NetworkConfig(
+            width=256, encoder_layers=4, decoder_layers=3, expert_hidden=640, decoder_hidden=2560, label_gradient=1.0
+        ),
+        training=TrainingConfig(
+            learning_rate=3e-4, batch_size=64, n_steps=20_000, mask_ratio=(0.05, 0.5), n_queries=96, ema_decay=0.999
+        ),
     ),
 }
 PRESETS["paper"] = _paper()

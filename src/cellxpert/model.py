@@ -350,7 +350,7 @@ class CellxPert:
         """
         started = time.perf_counter()
         data, tokens = self._read(mdata, "get_latent", inplace=inplace)
-        vectors = self._vectors(tokens, batch_size)
+        vectors, _ = self._embed(tokens, batch_size)
         if not inplace:
             return vectors
         write_obsm(data, key_added, vectors)
@@ -421,12 +421,10 @@ class CellxPert:
             raise NoLabelsError("annotate", found="the model was trained without labels", fix="set up a labels_key")
         data, tokens = self._read(mdata, "annotate", inplace=inplace)
         result = annotate(
-            state.network,
-            self._vectors(tokens, batch_size),
+            self._embed(tokens, batch_size)[1],
             classes=state.labels,
             unknown=(tokens.lengths == 0) & unknown,
             unlabeled_category=self._setup.unlabeled_category,
-            device=self._device,
         )
         if inplace:
             self._write_annotation(data, result, key=key_added)
@@ -532,7 +530,7 @@ class CellxPert:
             warnings.warn(text, CellxPertWarning, stacklevel=3)
         return data, tokens
 
-    def _vectors(self, tokens: Tokens, batch_size: int | None) -> np.ndarray:
+    def _embed(self, tokens: Tokens, batch_size: int | None) -> tuple[np.ndarray, np.ndarray]:
         state = self._trained()
         collator = Collator(
             tokens,

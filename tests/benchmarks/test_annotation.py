@@ -131,6 +131,8 @@ def test_splits_are_partitions() -> None:
 def test_cases() -> None:
     full = TASK.cases(Options())
     assert {case.data for case in full} == {"pbmc68k", "pbmc_facs_zheng2017", "pbmc3k"}
+    folds = ["/" in case.split for case in full]
+    assert folds == sorted(folds)  # folds last
     seeds = {case.seed for case in full if case.method == "cellxpert-mini" and case.split == "given"}
     assert seeds == {0, 1, 2}
     assert {case.seed for case in full if case.method == "knn"} == {0}

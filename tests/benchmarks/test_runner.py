@@ -89,10 +89,12 @@ def test_force_replaces(tmp_path: Path) -> None:
         (["*/pbmc3k"], True),
         (["knn/pbmc68k"], False),
         (["svd", "/pbmc3k"], True),
+        (["knn/pbmc3k/3-fold*"], True),
+        (["//given"], False),
     ],
 )
 def test_selected(only: list[str], expected: bool) -> None:
-    assert selected(Case(data="pbmc3k", split="s", seed=0, method="knn", run=list), only) is expected
+    assert selected(Case(data="pbmc3k", split="3-fold-2022/1", seed=0, method="knn", run=list), only) is expected
 
 
 def test_tasks_list_unique_keys_without_data() -> None:

@@ -27,9 +27,9 @@ def test_a_value_is_a_function_of_feature_and_bin_alone():
     torch.testing.assert_close(many[1, 0], one[0], rtol=0, atol=0)
 
 
-def test_a_query_is_identity_and_the_learned_vector():
+def test_a_query_has_a_table_of_its_own():
     e = _embedding()
-    expected = e.feature.weight[1] + e.modality.weight[0] + e.query
+    expected = e.query.weight[1] + e.modality.weight[0]
     torch.testing.assert_close(e.queries(torch.tensor([1]))[0], expected)
 
 

@@ -81,6 +81,13 @@ def test_features_bins_and_labels_come_from_training_cells_only(cells: Cells) ->
     assert all(first[k].equal(second[k]) for k in first)
 
 
+@pytest.mark.parametrize(("n_train", "epochs"), [(10, 30), (640, 30), (3200, 6), (10**6, 3)])
+def test_epochs_follow_from_the_number_of_cells(n_train: int, epochs: int) -> None:
+    config = cx.config.TrainingConfig(n_steps=600, batch_size=32, max_epochs=30)
+    assert TrainArguments().settings(config, n_train=n_train).max_epochs == epochs
+    assert TrainArguments(max_epochs=7, batch_size=5).settings(config, n_train=n_train).max_epochs == 7
+
+
 def test_training_again_goes_on(cells: Cells) -> None:
     adata = cells.adata("rna")
     model = cx.CellxPert(adata, config=cx.config.preset("nano").replace(n_genes=60, n_queries=8))

@@ -68,7 +68,7 @@ class Collator:
     mask_ratio
         Range of the hidden share.
     n_queries
-        Queries per cell and set; fewer if V is smaller. A cell with too few features to ask for has padded ones.
+        Queries per cell in ``masked``, half as many in ``whole``; fewer if V is smaller. A cell with too few features to ask for has padded ones.
     zeros
         Whether measured zeros are tokens (``"keep"``: queries of ``masked`` are hidden tokens only) or not (``"drop"``:
         up to half of them are hidden tokens, the others features measured as zero).
@@ -190,7 +190,7 @@ class Collator:
 
     def _whole(self, drawn: _Drawn, rng: np.random.Generator) -> Questions:
         """Expressed features of the whole cell, then features measured as zero."""
-        width, n_cells = self.n_queries, len(drawn.pattern_B)
+        width, n_cells = max(1, self.n_queries // 2), len(drawn.pattern_B)
         query_BQ = np.full((n_cells, width), -1, np.int64)
         target_BQ = np.full_like(query_BQ, IGNORE)
         expressed = drawn.order_N[drawn.bin_N[drawn.order_N] > 0]

@@ -16,8 +16,6 @@ __all__ = ["CellDataModule", "inference_batches", "length_aware_batches"]
 
 Rows = npt.NDArray[np.int64]
 
-POOL = 20
-"""Batches whose cells are sorted by length together: little padding, and still random company."""
 TRAINING_TOKENS = 2**16
 """Most tokens in a training batch: bounds memory when cells are long."""
 INFERENCE_TOKENS = 2**12
@@ -47,7 +45,7 @@ def length_aware_batches(
     rng: np.random.Generator | None,
     max_tokens: int = TRAINING_TOKENS,
 ) -> list[Rows]:
-    """Group cells of similar length.
+    """Cut cells into batches that their lengths bound.
 
     Parameters
     ----------
@@ -58,7 +56,7 @@ def length_aware_batches(
     batch_size, max_tokens
         Bounds of a batch; a single cell may exceed the second.
     rng
-        Shuffles cells, then batches; None sorts all cells by length.
+        Shuffles cells (training); None sorts them by length, so that a batch holds cells of similar length (inference).
 
     Returns
     -------
@@ -67,13 +65,8 @@ def length_aware_batches(
     if rng is None:
         order = rows[np.argsort(lengths[rows], kind="stable")]
         return _cut(order, lengths, batch_size=batch_size, max_tokens=max_tokens)
-    order = rng.permutation(rows)
-    batches: list[Rows] = []
-    for begin in range(0, len(order), POOL * batch_size):
-        pool = order[begin : begin + POOL * batch_size]
-        pool = pool[np.argsort(lengths[pool], kind="stable")]
-        batches += _cut(pool, lengths, batch_size=batch_size, max_tokens=max_tokens)
-    return [batches[i] for i in rng.permutation(len(batches))]
+    # not sorted even in part: cells of one type are of similar length, and a batch of one type is a biased gradient
+    return _cut(rng.permutation(rows), lengths, batch_size=batch_size, max_tokens=max_tokens)
 
 
 def inference_batches(collator: Collator, rows: Rows, *, batch_size: int | None = None) -> Iterator[tuple[Rows, Batch]]:

@@ -1,8 +1,8 @@
 """Tokens, movable values and queries as vectors.
 
 A token is e_feature + e_bin + e_modality (+ e_position where the network has learned positions); a movable value is the
-same sum without position, a function of (feature, bin) alone; a query is e_feature + e_modality + one learned vector that
-says "asked", and carries no magnitude.
+same sum without position, a function of (feature, bin) alone; a query is e_query(feature) + e_modality, from a table of its
+own, and carries no magnitude.
 
 Shape suffixes: N any number of axes (ids of tokens, values or queries), V features, D width.
 """
@@ -18,7 +18,7 @@ __all__ = ["Embedding"]
 
 
 class Embedding(nn.Module):
-    """Embedding tables, shared by the encoder's tokens and the decoder's values and queries.
+    """Embedding tables, shared by the encoder's tokens and the decoder's values; queries have a table of their own.
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ class Embedding(nn.Module):
         self.bin = nn.Embedding(n_bins, width)
         self.modality = nn.Embedding(n_modalities + 1, width)
         self.position = nn.Embedding(n_positions, width) if n_positions else None
-        self.query = nn.Parameter(torch.empty(width))
+        self.query = nn.Embedding(self.n_features, width)
         cls = torch.tensor([n_modalities], device="cpu")
         self.register_buffer("feature_modality", torch.cat([modality_V, cls]), persistent=False)
 
@@ -60,5 +60,6 @@ class Embedding(nn.Module):
         return tokens_ND
 
     def queries(self, feature_N: Tensor) -> Tensor:
-        """Return the vectors of queries."""
-        return self.identity(feature_N) + self.query
+        """Return the vectors of queries: which feature is asked for, from a table of their own."""
+        feature_N = feature_N.clamp(min=0)
+        return self.query(feature_N) + self.modality(self.feature_modality[feature_N])

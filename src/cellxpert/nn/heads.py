@@ -12,66 +12,71 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cellxpert.nn.attention import Layout
-from cellxpert.nn.block import Dropout, norm
+from cellxpert.nn.block import norm
 
 __all__ = ["BinHead", "CellHead", "LabelHead"]
 
 
+LINEAR = 10.0
+"""Step size of the linear reading in label logits: its input has unit norm spread over hundreds of tokens."""
+
+
 class CellHead(nn.Module):
-    """A cell's vector, by one of two poolings.
+    """A cell's vector: [CLS] alone (``"cls"``, as published), or with a projection of the mean of the other tokens (``"mean"``)."""
 
-    ``"cls"``: [CLS] alone, as published.
-
-    ``"mean"``: a linear reading of the cell's magnitudes, corrected by what the encoder made of them. The linear part is the
-    sum over tokens of scale(bin) * vector(feature), at unit norm: with the label head on top it is multinomial regression of
-    low rank, the baseline that is hard to beat where labelled cells are few. The encoder's part ([CLS], and a projection of
-    the mean of the other tokens) comes in through a gate that starts small.
-    """
-
-    def __init__(self, width: int, *, n_features: int, n_bins: int, pooling: Literal["mean", "cls"]) -> None:
+    def __init__(self, width: int, *, pooling: Literal["mean", "cls"]) -> None:
         super().__init__()
-        self.pooling = pooling
+        self.pool = nn.Linear(width, width, bias=False) if pooling == "mean" else None
         self.norm = norm(width)
-        if pooling == "mean":
-            self.pool = nn.Linear(width, width, bias=False)
-            self.feature = nn.Embedding(n_features + 1, width)
-            self.scale = nn.Parameter(torch.empty(n_bins))
-            self.gate = nn.Parameter(torch.empty(width))
-            self.bag_norm = norm(width)
 
-    def forward(self, tokens_TD: Tensor, layout: Layout, *, feature_T: Tensor, bin_T: Tensor) -> Tensor:
+    def forward(self, tokens_TD: Tensor, layout: Layout) -> Tensor:
         """Return one vector per cell, in fp32 (or fp64)."""
         with torch.autocast(tokens_TD.device.type, enabled=False):
             tokens_TD = tokens_TD.to(self.norm.weight.dtype)
-            cls_BD = tokens_TD[layout.start_B]
-            if self.pooling == "cls":
-                return self.norm(cls_BD)
-            lengths_B = (layout.cumulative[1:] - layout.cumulative[:-1]).long()
-            sum_BD = torch.segment_reduce(tokens_TD, "sum", lengths=lengths_B, unsafe=True)
-            mean_BD = (sum_BD - cls_BD) / (lengths_B - 1).clamp(min=1)[:, None]
-            counts_T = (layout.offset_T > 0).to(tokens_TD.dtype)  # [CLS] has no magnitude
-            bag_BD = F.embedding_bag(
-                feature_T,
-                self.feature.weight,
-                layout.start_B,
-                mode="sum",
-                per_sample_weights=self.scale[bin_T] * counts_T,
-            )
-            return self.norm(self.bag_norm(bag_BD) + self.gate * (cls_BD + self.pool(mean_BD)))
+            cell_BD = tokens_TD[layout.start_B]
+            if self.pool is not None:
+                lengths_B = (layout.cumulative[1:] - layout.cumulative[:-1]).long()
+                sum_BD = torch.segment_reduce(tokens_TD, "sum", lengths=lengths_B, unsafe=True)
+                cell_BD = cell_BD + self.pool((sum_BD - cell_BD) / (lengths_B - 1).clamp(min=1)[:, None])
+            return self.norm(cell_BD)
 
 
 class LabelHead(nn.Module):
-    """Logits over labels."""
+    """Logits over labels: the sum of three readings of a cell.
 
-    def __init__(self, width: int, n_labels: int, *, dropout: float) -> None:
+    ``linear``: LINEAR * sum over tokens of scale(bin) * weight(feature) / norm of the scales, which is multinomial logistic
+    regression on binned magnitudes, the baseline that is hard to beat where labelled cells are few. ``low_rank``: the same
+    through ``width`` hidden units at unit norm. ``cell``: a linear map of the cell vector. ``gradient`` is the share of
+    the label loss's gradient that reaches the encoder through the last: a few hundred labels are too few to shape it.
+    """
+
+    def __init__(
+        self, width: int, n_labels: int, *, n_features: int, n_bins: int, dropout: float, gradient: float
+    ) -> None:
         super().__init__()
-        self.dropout = Dropout(dropout)
-        self.linear = nn.Linear(width, n_labels)
+        self.gradient = gradient
+        self.dropout = nn.Dropout(dropout)
+        self.scale = nn.Parameter(torch.empty(n_bins))
+        self.linear = nn.Embedding(n_features + 1, n_labels)
+        self.low_rank = nn.Embedding(n_features + 1, width)
+        self.norm = norm(width)
+        self.out = nn.Linear(width, n_labels)
+        self.cell = nn.Linear(width, n_labels, bias=False)
 
-    def forward(self, cell_BD: Tensor) -> Tensor:
-        """Read cell vectors."""
+    def forward(self, cell_BD: Tensor, layout: Layout, *, feature_T: Tensor, bin_T: Tensor) -> Tensor:
+        """Return logits in fp32 (or fp64)."""
         with torch.autocast(cell_BD.device.type, enabled=False):
-            return self.linear(self.dropout(cell_BD.to(self.linear.weight.dtype)))
+            scale_T = self.scale[bin_T] * (layout.offset_T > 0)  # [CLS] has no magnitude
+
+            def read(table: nn.Embedding) -> Tensor:
+                return F.embedding_bag(feature_T, table.weight, layout.start_B, mode="sum", per_sample_weights=scale_T)
+
+            square_B = torch.zeros_like(cell_BD[:, 0]).index_add(0, layout.cell_T, scale_T.square())
+            linear_BC = LINEAR * read(self.linear) / square_B.clamp(min=1e-12).sqrt()[:, None]
+            low_rank_BC = self.out(self.dropout(self.norm(read(self.low_rank))))
+            cell_BD = cell_BD.to(self.cell.weight.dtype)
+            cell_BD = torch.lerp(cell_BD.detach(), cell_BD, self.gradient)
+            return linear_BC + low_rank_BC + self.cell(self.dropout(cell_BD))
 
 
 class BinHead(nn.Module):

@@ -24,8 +24,6 @@ from cellxpert.nn.heads import BinHead, CellHead, LabelHead
 
 __all__ = ["Network"]
 
-GATE = 0.1
-"""Initial share of the encoder in a cell's vector."""
 EMBEDDING_STD = 0.1
 """Initial scale of embeddings: large enough for the first branches not to drown them, small enough to be moved."""
 
@@ -63,18 +61,26 @@ class Network(nn.Module):
         self.config = config
         self.n_features, self.n_bins, self.n_labels = len(feature_modality), n_bins, n_labels
         width = config.width
-        with torch.device("meta"):  # no weights are drawn here, so the global generator stays as it was
+        with torch.random.fork_rng(devices=[]):  # torch draws weights that are redrawn below; the caller's state stays
             self.embedding = Embedding(
                 feature_modality, n_bins=n_bins, width=width, n_positions=max_tokens if config.position else 0
             )
             self.encoder = Encoder(config)
-            self.cell = CellHead(width, n_features=self.n_features, n_bins=n_bins, pooling=config.pooling)
+            self.cell = CellHead(width, pooling=config.pooling)
             self.decoder = Decoder(config)
             self.bins = BinHead(width, n_features=self.n_features, n_bins=n_bins)
-            self.labels = LabelHead(width, n_labels, dropout=config.label_dropout) if n_labels else None
-        modality_V = self.embedding.feature_modality
-        self.to_empty(device="cpu")
-        self.embedding.feature_modality = modality_V
+            self.labels = (
+                LabelHead(
+                    width,
+                    n_labels,
+                    n_features=self.n_features,
+                    n_bins=n_bins,
+                    dropout=config.label_dropout,
+                    gradient=config.label_gradient,
+                )
+                if n_labels
+                else None
+            )
         _draw_weights(self, generator if generator is not None else torch.Generator().manual_seed(0))
 
     @classmethod
@@ -111,8 +117,9 @@ class Network(nn.Module):
         if self.config.position and ids[2] is None:
             ids[2] = layout.offset_T
         tokens_TD, routers = self.encoder(self.embedding.tokens(*ids), layout)
-        cell_BD = self.cell(tokens_TD, layout, feature_T=ids[0], bin_T=ids[1])
-        return Encoded(tokens_TD=tokens_TD, cell_BD=cell_BD, layout=layout, routers=routers)
+        cell_BD = self.cell(tokens_TD, layout)
+        label_BC = None if self.labels is None else self.labels(cell_BD, layout, feature_T=ids[0], bin_T=ids[1])
+        return Encoded(tokens_TD=tokens_TD, cell_BD=cell_BD, label_BC=label_BC, layout=layout, routers=routers)
 
     def memory(self, encoded: Encoded) -> Memory:
         """Return the memory of all tokens of the context."""
@@ -143,11 +150,6 @@ class Network(nn.Module):
         answers_BQD, routers = self.decoder(self.embedding.queries(query_BQ), memory, values, counted_BQ=query_BQ >= 0)
         return self.bins(answers_BQD, query_BQ), routers
 
-    def classify(self, cell_BD: Tensor) -> Tensor:
-        """Return logits over labels (B, C)."""
-        assert self.labels is not None, "this network has no label head"
-        return self.labels(cell_BD)
-
     def forward(self, batch: Batch) -> Output:
         """Read cells and answer what the batch asks."""
         encoded = self.encode(batch)
@@ -158,9 +160,12 @@ class Network(nn.Module):
         if batch.whole is not None:
             whole_BQK, more = self._decode(batch.whole, self.cell_memory(encoded.cell_BD))
             routers += more
-        label_BC = None if self.labels is None else self.classify(encoded.cell_BD)
         return Output(
-            cell_BD=encoded.cell_BD, masked_BQK=masked_BQK, whole_BQK=whole_BQK, label_BC=label_BC, routers=routers
+            cell_BD=encoded.cell_BD,
+            masked_BQK=masked_BQK,
+            whole_BQK=whole_BQK,
+            label_BC=encoded.label_BC,
+            routers=routers,
         )
 
 
@@ -170,13 +175,12 @@ def _draw_weights(network: Network, generator: torch.Generator) -> None:
 
     =========================================  =====================================================================
     norms                                      1
-    embeddings, query vector                   normal, EMBEDDING_STD
+    embeddings, queries                        normal, EMBEDDING_STD
     projections into a branch (q, k, v, up)    normal, 1 / sqrt(fan in)
     projections out of it (out, down)          the same / sqrt(2 * layers of this stack), so the stream does not grow
     routers                                    0: the noise alone chooses at first, evenly (Shazeer et al. 2017)
     bias of each (feature, bin); label bias    0
-    linear reading of a cell (cell.feature)    normal, 0.02; its scale of a bin rises from 0.5 to 1
-    gate of the encoder in the cell's vector   GATE
+    labels: linear and cell readings           0, so that seeds agree; scale of bins 0, then 0.5 to 1
     bins, labels                               normal, 0.02
     =========================================  =====================================================================
     """
@@ -188,12 +192,10 @@ def _draw_weights(network: Network, generator: torch.Generator) -> None:
             nn.init.ones_(weight)
         elif owner in {"router", "prior"} or leaf == "bias":
             nn.init.zeros_(weight)
-        elif name == "cell.scale":  # linear in the bin, with a step from absent to present
-            weight.copy_(torch.linspace(0.5, 1.0, len(weight)))
-        elif name == "cell.gate":
-            nn.init.constant_(weight, GATE)
-        elif name == "cell.feature.weight":
-            nn.init.normal_(weight, std=0.02, generator=generator)
+        elif name == "labels.scale":  # zero is absent; then linear in the bin
+            weight.copy_(torch.cat([torch.zeros(1), torch.linspace(0.5, 1.0, len(weight) - 1)]))
+        elif name in {"labels.linear.weight", "labels.cell.weight"}:
+            nn.init.zeros_(weight)
         elif part == "embedding":
             nn.init.normal_(weight, std=EMBEDDING_STD, generator=generator)
         elif part in {"bins", "labels"}:

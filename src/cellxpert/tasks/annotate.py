@@ -1,4 +1,7 @@
-"""Labels of cells, with their probabilities."""
+"""Labels of cells, with their probabilities.
+
+Shape suffixes: N cells, C labels.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-
-from cellxpert.nn.network import Network
+from scipy.special import softmax
 
 __all__ = ["Annotation", "annotate"]
 
@@ -24,24 +25,19 @@ class Annotation:
     classes: tuple[str, ...]
 
 
-@torch.inference_mode()
 def annotate(
-    network: Network,
-    vectors_ND: npt.NDArray[np.float32],
+    logits_NC: npt.NDArray[np.float32],
     *,
     classes: Sequence[str],
     unknown: npt.NDArray[np.bool_],
     unlabeled_category: str,
-    device: str = "cpu",
 ) -> Annotation:
     """Name the most probable label of each cell.
 
     Parameters
     ----------
-    network
-        A network with a label head, on ``device``.
-    vectors_ND
-        Cell vectors of shape (n_cells, width).
+    logits_NC
+        Logits of the label head, of shape (n_cells, n_classes).
     classes
         Names of the labels, in the order of the network's.
     unknown
@@ -49,17 +45,13 @@ def annotate(
         ``unlabeled_category`` with confidence 0.
     unlabeled_category
         Name for those.
-    device
-        Where to compute.
 
     Returns
     -------
     Labels, confidence, float32 probabilities of shape (n_cells, n_classes) whose rows sum to 1.
     """
-    logits_NC = network.classify(torch.from_numpy(np.ascontiguousarray(vectors_ND)).to(device))
-    probabilities = logits_NC.double().softmax(-1).float().cpu().numpy()
-    best = probabilities.argmax(axis=1)
-    labels = np.asarray(classes, dtype=object)[best]
+    probabilities = softmax(logits_NC.astype(np.float64), axis=1).astype(np.float32)
+    labels = np.asarray(classes, dtype=object)[probabilities.argmax(axis=1)]
     confidence = probabilities.max(axis=1)
     labels[unknown], confidence[unknown] = unlabeled_category, 0.0
     return Annotation(labels=labels, confidence=confidence, probabilities=probabilities, classes=tuple(classes))

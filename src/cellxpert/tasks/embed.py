@@ -1,4 +1,4 @@
-"""Cell vectors."""
+"""Cell vectors, and the logits of labels that are read with them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["embed"]
 @torch.inference_mode()
 def embed(
     network: Network, collator: Collator, *, batch_size: int | None = None, device: str = "cpu"
-) -> npt.NDArray[np.float32]:
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Read every cell once.
 
     Parameters
@@ -32,10 +32,16 @@ def embed(
 
     Returns
     -------
-    float32 array of shape (n_cells, width).
+    Two float32 arrays, of shapes (n_cells, width) and (n_cells, n_labels).
     """
     rows = np.arange(collator.tokens.n_cells)
     vectors = np.zeros((len(rows), network.config.width), np.float32)
+    logits = np.zeros((len(rows), network.n_labels), np.float32)
     for chosen, batch in inference_batches(collator, rows, batch_size=batch_size):
-        vectors[chosen] = network.encode(batch.to(device)).cell_BD.float().cpu().numpy()
-    return vectors
+        # half precision is what the variable-length attention kernels of CUDA take; the cell vector itself is float32
+        with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.startswith("cuda")):
+            encoded = network.encode(batch.to(device))
+        vectors[chosen] = encoded.cell_BD.float().cpu().numpy()
+        if encoded.label_BC is not None:
+            logits[chosen] = encoded.label_BC.float().cpu().numpy()
+    return vectors, logits

@@ -113,6 +113,7 @@ def fit(
     if run.resume is not None:
         callbacks.append(SaveState(Path(run.resume) / STATE))
     plan = TrainingPlan(network, config, weight_C=weight_C, n_steps=data.n_steps(run.max_epochs), seed=run.seed)
+    network.train()
     with _caller_untouched():
         trainer = pl.Trainer(
             accelerator=accelerator,

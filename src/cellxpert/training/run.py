@@ -30,6 +30,8 @@ from cellxpert.training.objectives import class_weights
 
 __all__ = ["Learned", "TrainArguments", "split_cells", "train_network"]
 
+MIN_EPOCHS = 3
+"""Fewest epochs of a run that is not told their number."""
 CLONES = 4
 """Copies of a cell in an epoch, each with an order of its own, where positions are learned (arXiv:2605.00930)."""
 
@@ -50,10 +52,14 @@ class TrainArguments:
     resume: str | os.PathLike[str] | None = None
     progress_bar: bool = True
 
-    def settings(self, config: TrainingConfig) -> TrainingConfig:
-        """The preset's settings with what was asked for in their place."""
-        given = {"max_epochs": self.max_epochs, "batch_size": self.batch_size}
-        return replace(config, **{name: value for name, value in given.items() if value is not None})
+    def settings(self, config: TrainingConfig, *, n_train: int) -> TrainingConfig:
+        """The preset's settings with what was asked for in their place, and the number of epochs decided."""
+        config = config if self.batch_size is None else replace(config, batch_size=self.batch_size)
+        epochs = self.max_epochs
+        if epochs is None:
+            epochs = round(config.n_steps * config.batch_size / n_train)
+            epochs = min(max(epochs, MIN_EPOCHS), config.max_epochs)
+        return replace(config, max_epochs=epochs)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -106,7 +112,7 @@ def train_network(
         assert labels is not None
         code = pd.Categorical(labels, categories=list(classes)).codes.astype(np.int64)
         codes = np.where(code < 0, IGNORE, code)
-    settings = arguments.settings(config.training)
+    settings = arguments.settings(config.training, n_train=len(rows["train"]))
     history = _run(
         network,
         tokens,
