@@ -68,6 +68,7 @@ def test_results_are_written_where_scanpy_looks(trained: cx.CellxPert, pbmc: MuD
     assert again.uns["cellxpert_info"]["annotate"]["cellxpert_label"]["weights_hash"] == entry["weights_hash"]
 
 
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data:UserWarning")  # anndata announces its next default
 def test_anndata_results_write_to_h5ad_and_zarr(trained: cx.CellxPert, query: ad.AnnData, tmp_path) -> None:
     trained.get_latent(query, key_added="X_other")
     trained.annotate(query, key_added="type")
