@@ -91,8 +91,9 @@ class NetworkConfig:
     label_dropout
         Dropout inside the label head, while training.
     label_gradient
-        Share, from 0 to 1, of the label objective's gradient that reaches the encoder. At 0 the encoder learns from counts
-        alone, which is better where labelled cells are few.
+        Share, from 0 to 1, of the label objective's gradient that reaches what is below the cell vector. At 0 the cell
+        vector is learned from counts alone, and the label head is fitted to its optimum after training: better where
+        labelled cells are few.
     attention
         ``"auto"``, or one of ``"flash"``, ``"varlen"``, ``"sdpa"``, ``"reference"``.
     """
@@ -291,7 +292,7 @@ PRESETS: dict[str, ModelConfig] = {
     "base": ModelConfig(
         tokens=TokenConfig(n_genes=4095),
         network=NetworkConfig(
-            width=256, encoder_layers=4, decoder_layers=3, expert_hidden=640, decoder_hidden=2560, label_gradient=1.0
+            width=256, encoder_layers=4, decoder_layers=3, expert_hidden=640, decoder_hidden=2104, label_gradient=1.0
         ),
         training=TrainingConfig(
             learning_rate=3e-4, batch_size=64, n_steps=20_000, mask_ratio=(0.05, 0.5), n_queries=96, ema_decay=0.999

@@ -14,41 +14,57 @@ from torch import Tensor, nn
 from cellxpert.nn.attention import Layout
 from cellxpert.nn.block import norm
 
-__all__ = ["BinHead", "CellHead", "LabelHead"]
+__all__ = ["BinHead", "CellHead", "LabelHead", "bag"]
 
 
-LINEAR = 10.0
-"""Step size of the linear reading in label logits: its input has unit norm spread over hundreds of tokens."""
+def bag(table: nn.Embedding, scale_K: Tensor, layout: Layout, *, feature_T: Tensor, bin_T: Tensor) -> Tensor:
+    """Sum over each cell's tokens but [CLS], which has no magnitude, of scale(bin) * table(feature), of shape (B, N)."""
+    scale_T = scale_K[bin_T] * (layout.offset_T > 0)
+    return F.embedding_bag(feature_T, table.weight, layout.start_B, mode="sum", per_sample_weights=scale_T)
 
 
 class CellHead(nn.Module):
-    """A cell's vector: [CLS] alone (``"cls"``, as published), or with a projection of the mean of the other tokens (``"mean"``)."""
+    """A cell's vector, by one of two poolings.
 
-    def __init__(self, width: int, *, pooling: Literal["mean", "cls"]) -> None:
+    ``"cls"``: [CLS] alone, as published. ``"mean"``: a linear reading of the cell's magnitudes, the sum over tokens of
+    scale(bin) * vector(feature) at unit norm, corrected by what the encoder made of them ([CLS], and a projection of the mean of the
+    other tokens) through a gate that starts small: a linear autoencoder is what few cells can teach.
+    """
+
+    def __init__(self, width: int, *, n_features: int, n_bins: int, pooling: Literal["mean", "cls"]) -> None:
         super().__init__()
-        self.pool = nn.Linear(width, width, bias=False) if pooling == "mean" else None
+        self.pooling = pooling
         self.norm = norm(width)
+        if pooling == "mean":
+            self.pool = nn.Linear(width, width, bias=False)
+            self.feature = nn.Embedding(n_features + 1, width)
+            self.scale = nn.Parameter(torch.empty(n_bins))
+            self.gate = nn.Parameter(torch.empty(width))
+            self.bag_norm = norm(width)
 
-    def forward(self, tokens_TD: Tensor, layout: Layout) -> Tensor:
+    def forward(self, tokens_TD: Tensor, layout: Layout, *, feature_T: Tensor, bin_T: Tensor) -> Tensor:
         """Return one vector per cell, in fp32 (or fp64)."""
         with torch.autocast(tokens_TD.device.type, enabled=False):
             tokens_TD = tokens_TD.to(self.norm.weight.dtype)
-            cell_BD = tokens_TD[layout.start_B]
-            if self.pool is not None:
-                lengths_B = (layout.cumulative[1:] - layout.cumulative[:-1]).long()
-                sum_BD = torch.segment_reduce(tokens_TD, "sum", lengths=lengths_B, unsafe=True)
-                cell_BD = cell_BD + self.pool((sum_BD - cell_BD) / (lengths_B - 1).clamp(min=1)[:, None])
-            return self.norm(cell_BD)
+            cls_BD = tokens_TD[layout.start_B]
+            if self.pooling == "cls":
+                return self.norm(cls_BD)
+            lengths_B = (layout.cumulative[1:] - layout.cumulative[:-1]).long()
+            sum_BD = torch.segment_reduce(tokens_TD, "sum", lengths=lengths_B, unsafe=True)
+            mean_BD = (sum_BD - cls_BD) / (lengths_B - 1).clamp(min=1)[:, None]
+            bag_BD = bag(self.feature, self.scale, layout, feature_T=feature_T, bin_T=bin_T)
+            return self.norm(self.bag_norm(bag_BD) + self.gate * (cls_BD + self.pool(mean_BD)))
 
 
 class LabelHead(nn.Module):
-    """Logits over labels: the sum of three readings of a cell.
+    """Logits over labels: a linear map of the cell vector, and one of the binned magnitudes.
 
-    ``linear``: LINEAR * sum over tokens of scale(bin) * weight(feature) / norm of the scales, which is multinomial logistic
-    regression on binned magnitudes, the baseline that is hard to beat where labelled cells are few. ``low_rank``: the same
-    through ``width`` hidden units at unit norm. ``cell``: a linear map of the cell vector. ``gradient`` is the share of
-    the label loss's gradient that reaches the encoder through the last: a few hundred labels are too few to shape it.
+    The second is zero until the head is fitted to its optimum after training (see :mod:`cellxpert.training.refit`); it makes
+    the head a logistic regression on magnitudes and cell vector, the baseline that is hard to beat where labelled cells are few.
+    ``gradient`` is the share of the label loss's gradient that reaches what is below the cell vector.
     """
+
+    scale_K: Tensor
 
     def __init__(
         self, width: int, n_labels: int, *, n_features: int, n_bins: int, dropout: float, gradient: float
@@ -56,27 +72,20 @@ class LabelHead(nn.Module):
         super().__init__()
         self.gradient = gradient
         self.dropout = nn.Dropout(dropout)
-        self.scale = nn.Parameter(torch.empty(n_bins))
-        self.linear = nn.Embedding(n_features + 1, n_labels)
-        self.low_rank = nn.Embedding(n_features + 1, width)
-        self.norm = norm(width)
-        self.out = nn.Linear(width, n_labels)
-        self.cell = nn.Linear(width, n_labels, bias=False)
+        self.cell = nn.Linear(width, n_labels)
+        self.magnitude = nn.Embedding(n_features + 1, n_labels)
+        self.magnitude.weight.requires_grad_(requires_grad=False)
+        # zero is absent; then linear in the bin, on the scale of log1p of counts per 10,000
+        scale_K = torch.cat([torch.zeros(1), torch.linspace(2.0, 4.0, n_bins - 1)])
+        self.register_buffer("scale_K", scale_K, persistent=False)
 
     def forward(self, cell_BD: Tensor, layout: Layout, *, feature_T: Tensor, bin_T: Tensor) -> Tensor:
         """Return logits in fp32 (or fp64)."""
         with torch.autocast(cell_BD.device.type, enabled=False):
-            scale_T = self.scale[bin_T] * (layout.offset_T > 0)  # [CLS] has no magnitude
-
-            def read(table: nn.Embedding) -> Tensor:
-                return F.embedding_bag(feature_T, table.weight, layout.start_B, mode="sum", per_sample_weights=scale_T)
-
-            square_B = torch.zeros_like(cell_BD[:, 0]).index_add(0, layout.cell_T, scale_T.square())
-            linear_BC = LINEAR * read(self.linear) / square_B.clamp(min=1e-12).sqrt()[:, None]
-            low_rank_BC = self.out(self.dropout(self.norm(read(self.low_rank))))
+            magnitude_BC = bag(self.magnitude, self.scale_K, layout, feature_T=feature_T, bin_T=bin_T)
             cell_BD = cell_BD.to(self.cell.weight.dtype)
             cell_BD = torch.lerp(cell_BD.detach(), cell_BD, self.gradient)
-            return linear_BC + low_rank_BC + self.cell(self.dropout(cell_BD))
+            return magnitude_BC + self.cell(self.dropout(cell_BD))
 
 
 class BinHead(nn.Module):

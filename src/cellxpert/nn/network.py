@@ -66,7 +66,7 @@ class Network(nn.Module):
                 feature_modality, n_bins=n_bins, width=width, n_positions=max_tokens if config.position else 0
             )
             self.encoder = Encoder(config)
-            self.cell = CellHead(width, pooling=config.pooling)
+            self.cell = CellHead(width, n_features=self.n_features, n_bins=n_bins, pooling=config.pooling)
             self.decoder = Decoder(config)
             self.bins = BinHead(width, n_features=self.n_features, n_bins=n_bins)
             self.labels = (
@@ -117,7 +117,7 @@ class Network(nn.Module):
         if self.config.position and ids[2] is None:
             ids[2] = layout.offset_T
         tokens_TD, routers = self.encoder(self.embedding.tokens(*ids), layout)
-        cell_BD = self.cell(tokens_TD, layout)
+        cell_BD = self.cell(tokens_TD, layout, feature_T=ids[0], bin_T=ids[1])
         label_BC = None if self.labels is None else self.labels(cell_BD, layout, feature_T=ids[0], bin_T=ids[1])
         return Encoded(tokens_TD=tokens_TD, cell_BD=cell_BD, label_BC=label_BC, layout=layout, routers=routers)
 
@@ -180,7 +180,8 @@ def _draw_weights(network: Network, generator: torch.Generator) -> None:
     projections out of it (out, down)          the same / sqrt(2 * layers of this stack), so the stream does not grow
     routers                                    0: the noise alone chooses at first, evenly (Shazeer et al. 2017)
     bias of each (feature, bin); label bias    0
-    labels: linear and cell readings           0, so that seeds agree; scale of bins 0, then 0.5 to 1
+    cell: feature, scale of bins, gate         normal, 0.02; 0 then 0.5 to 1; 0.1
+    labels: reading of magnitudes              0
     bins, labels                               normal, 0.02
     =========================================  =====================================================================
     """
@@ -192,10 +193,14 @@ def _draw_weights(network: Network, generator: torch.Generator) -> None:
             nn.init.ones_(weight)
         elif owner in {"router", "prior"} or leaf == "bias":
             nn.init.zeros_(weight)
-        elif name == "labels.scale":  # zero is absent; then linear in the bin
+        elif name == "cell.scale":  # zero is absent; then linear in the bin
             weight.copy_(torch.cat([torch.zeros(1), torch.linspace(0.5, 1.0, len(weight) - 1)]))
-        elif name in {"labels.linear.weight", "labels.cell.weight"}:
+        elif name == "cell.gate":
+            nn.init.constant_(weight, 0.1)
+        elif name == "labels.magnitude.weight":
             nn.init.zeros_(weight)
+        elif name == "cell.feature.weight":
+            nn.init.normal_(weight, std=0.02, generator=generator)
         elif part == "embedding":
             nn.init.normal_(weight, std=EMBEDDING_STD, generator=generator)
         elif part in {"bins", "labels"}:

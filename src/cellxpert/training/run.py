@@ -27,6 +27,7 @@ from cellxpert.errors import ConfigError
 from cellxpert.nn.network import Network
 from cellxpert.training.fit import RunConfig, fit
 from cellxpert.training.objectives import class_weights
+from cellxpert.training.refit import refit_label_head
 
 __all__ = ["Learned", "TrainArguments", "split_cells", "train_network"]
 
@@ -174,7 +175,10 @@ def _run(
         fingerprint=fingerprint,
         progress_bar=arguments.progress_bar,
     )
-    return fit(network, data, settings, weight_C=weight_C, run=run)
+    history = fit(network, data, settings, weight_C=weight_C, run=run)
+    if codes is not None and config.network.label_gradient == 0:
+        refit_label_head(network, collator, rows=rows["train"], codes=codes, label_loss=settings.label_loss)
+    return history
 
 
 def split_cells(cells: Cells, labels: pd.Series | None, arguments: TrainArguments, *, seed: int) -> pd.Series:
