@@ -17,6 +17,7 @@ from cellxpert.errors import (
     CheckpointError,
     CheckpointNotFoundError,
     CheckpointVersionError,
+    ConfigError,
     NotTrainedError,
     OutputExistsError,
 )
@@ -176,3 +177,11 @@ def test_unknown_setting_is_refused(copy: Path) -> None:
     _edit_config(copy, config=config)
     with pytest.raises(ValueError, match="flux"):
         cx.CellxPert.load(copy)
+
+
+def test_a_loaded_model_is_not_trained_anew_in_silence(trained: cx.CellxPert, saved: Path) -> None:
+    loaded = cx.CellxPert.load(saved, trained._data)
+    before = weights_hash(loaded._state.network)
+    with pytest.raises(ConfigError, match="loaded"):
+        loaded.train(max_epochs=1, progress_bar=False)
+    assert weights_hash(loaded._state.network) == before

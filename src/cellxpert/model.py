@@ -24,7 +24,7 @@ from cellxpert.data.collate import Collator
 from cellxpert.data.objects import refuse_view
 from cellxpert.data.tokens import Tokens, tokenize
 from cellxpert.data.write import record, write_obs, write_obsm
-from cellxpert.errors import CellxPertWarning, NoLabelsError, NotTrainedError
+from cellxpert.errors import CellxPertWarning, ConfigError, NoLabelsError, NotTrainedError
 from cellxpert.tasks.annotate import Annotation, annotate
 from cellxpert.tasks.embed import embed
 
@@ -200,6 +200,9 @@ class CellxPert:
     ) -> None:
         """Choose features and bins on the training cells, and train. Called again, it goes on with the same ones.
 
+        The label metrics of :attr:`history` are those of the label head while training, before it is fitted to its optimum
+        (``label_gradient=0``).
+
         Parameters
         ----------
         max_epochs
@@ -229,6 +232,8 @@ class CellxPert:
 
         Raises
         ------
+        ConfigError
+            If the model was loaded: a saved model keeps no split, so that training could not go on with the same cells.
         SplitError
             If the split leaves no training cell, or its column does not fit.
         ResumeError
@@ -240,6 +245,10 @@ class CellxPert:
         """
         from cellxpert.training.run import TrainArguments, train_network  # lightning takes seconds to import
 
+        if self._state is not None and self._learned is None:
+            raise ConfigError(
+                "train()", found="a model that was loaded", fix="make a new one: CellxPert(mdata), then train() it"
+            )
         setups.validate(self._own_data(), self._setup)  # the object may have changed since its setup
         cells = Cells.open(self._own_data(), self._setup)
         arguments = TrainArguments(
