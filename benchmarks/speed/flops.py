@@ -49,22 +49,19 @@ def decoder_flops(config: NetworkConfig, *, n_memory: Sequence[int], n_queries: 
     config
         Shape of the network.
     n_memory
-        Tokens of the memory of each cell.
+        Tokens of the memory of each cell; 0 for all: queries that carry the cell, without attention.
     n_queries, n_values
-        Queries and movable values per cell. A memory of one token and no values needs no queries' projection and no
-        attention.
+        Queries and movable values per cell.
     n_bins
         Width of the answer.
     """
     width, cells = config.width, len(n_memory)
     hidden = config.expert_hidden if config.decoder_experts else config.decoder_hidden
     feed_forward = 2 * _feed_forward(config, sparse=config.decoder_experts, hidden=hidden)
-    keys = 4 * width**2 * (sum(n_memory) + cells * n_values)
-    if max(n_memory) == 1 and not n_values:
-        attention = 2 * width**2 * cells  # the output projection, once per cell
-    else:
-        attention = 4 * width**2 * cells * n_queries + 4 * width * n_queries * (sum(n_memory) + cells * n_values)
-    return (
-        config.decoder_layers * (keys + attention + feed_forward * cells * n_queries)
-        + 2 * width * n_bins * cells * n_queries
-    )
+    answer = 2 * width * n_bins * cells * n_queries
+    if not any(n_memory):
+        gain = 2 * width**2 * cells
+        return config.decoder_layers * feed_forward * cells * n_queries + gain + answer
+    n_keys = sum(n_memory) + cells * n_values
+    attention = 4 * width**2 * (n_keys + cells * n_queries) + 4 * width * n_queries * n_keys
+    return config.decoder_layers * (attention + feed_forward * cells * n_queries) + answer

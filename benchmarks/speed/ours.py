@@ -60,7 +60,7 @@ def step_flops(config: ModelConfig, batch: Batch) -> int:
     """Operations of one training step: encoder and both sets of questions, backward twice the forward."""
     lengths, n_bins = batch.lengths_B.tolist(), config.tokens.n_bins
     total = flops.encoder_flops(config.network, lengths)
-    for questions, memory in ((batch.masked, lengths), (batch.whole, [1] * len(lengths))):
+    for questions, memory in ((batch.masked, lengths), (batch.whole, [0] * len(lengths))):
         values = questions.value_feature_BM
         total += flops.decoder_flops(
             config.network,

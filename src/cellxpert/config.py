@@ -171,8 +171,8 @@ class TrainingConfig:
         AdamW with linear warm-up, then cosine decay to ``final_fraction`` of the peak; the norm of the gradient is clipped.
     mask_ratio
         Range from which the masked share of a cell's tokens is drawn, anew for every cell and epoch.
-    n_queries
-        Features asked of the decoder per cell and step; the whole-cell objective asks half as many.
+    n_queries, n_cell_queries
+        Features asked per cell and step of the masked-bin and of the whole-cell objective.
     bins_weight, cell_weight, label_weight
         Weights of the masked-bin, whole-cell and label objectives.
     importance_weight, load_weight, router_z_weight
@@ -198,6 +198,7 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     mask_ratio: tuple[float, float] = (0.1, 0.7)
     n_queries: int = 32
+    n_cell_queries: int = 128
     bins_weight: float = 1.0
     cell_weight: float = 0.5
     label_weight: float = 1.0
@@ -210,7 +211,7 @@ class TrainingConfig:
     patience: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("max_epochs", "n_steps", "batch_size", "n_queries", "patience"):
+        for name in ("max_epochs", "n_steps", "batch_size", "n_queries", "n_cell_queries", "patience"):
             _require(getattr(self, name) >= 1, f"TrainingConfig.{name}", getattr(self, name), "give at least 1")
         _require(self.learning_rate > 0, "TrainingConfig.learning_rate", self.learning_rate, "give a positive number")
         for name in (
@@ -295,7 +296,7 @@ PRESETS: dict[str, ModelConfig] = {
             width=256, encoder_layers=4, decoder_layers=3, expert_hidden=640, decoder_hidden=2104, label_gradient=1.0
         ),
         training=TrainingConfig(
-            learning_rate=3e-4, batch_size=64, n_steps=20_000, mask_ratio=(0.05, 0.5), n_queries=96, ema_decay=0.999
+            learning_rate=3e-4, batch_size=64, n_steps=20_000, mask_ratio=(0.05, 0.5), n_queries=96, n_cell_queries=48, ema_decay=0.999
         ),
     ),
 }

@@ -55,8 +55,8 @@ def test_decoder_flops_are_those_that_torch_counts() -> None:
     n_whole = batch.whole.query_BQ.shape[1]
     masked = flops.decoder_flops(SMALL.network, n_memory=lengths, n_queries=16, n_values=16, n_bins=50)
     assert masked == _counted(lambda: network.decode(batch.masked, network.memory(encoded)))
-    whole = flops.decoder_flops(SMALL.network, n_memory=[1] * 3, n_queries=n_whole, n_values=0, n_bins=50)
-    assert whole == _counted(lambda: network.decode(batch.whole, network.cell_memory(encoded.cell_BD)))
+    whole = flops.decoder_flops(SMALL.network, n_memory=[0] * 3, n_queries=n_whole, n_values=0, n_bins=50)
+    assert whole == _counted(lambda: network.decode_cell(batch.whole.query_BQ, encoded))
     assert ours.step_flops(SMALL, batch) == 3 * (flops.encoder_flops(SMALL.network, lengths) + masked + whole)
 
 

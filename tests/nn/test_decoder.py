@@ -180,19 +180,6 @@ def test_many_chains_are_worked_through_in_portions(setting, limit, monkeypatch)
     torch.testing.assert_close(network.decode(questions, memory), at_once, rtol=0, atol=tolerance)
 
 
-def test_a_memory_of_one_vector_equals_the_general_path(setting, make_batch):
-    network, _, _, _, tolerance = setting
-    cell_BD = network.encode(make_batch([5, 9])).cell_BD
-    memory = network.cell_memory(cell_BD)
-    query_BQ = torch.tensor([[1, 2, 3], [4, 5, 6]])
-    fast = network.decode(Questions(query_BQ=query_BQ), memory)
-    twice = Memory(
-        tokens_BLD=torch.cat([memory.tokens_BLD, 7 + 0 * memory.tokens_BLD], dim=1),
-        mask_BL=torch.tensor([[True, False]]).expand(2, -1),
-    )
-    torch.testing.assert_close(fast, network.decode(Questions(query_BQ=query_BQ), twice), rtol=0, atol=tolerance)
-
-
 def test_cells_of_a_batch_do_not_see_one_another(make_network, make_batch):
     network = make_network()
     batch = make_batch([6, 14, 9], n_queries=5)

@@ -10,6 +10,7 @@ from safetensors.torch import load, save
 from cellxpert.batch import Batch, Questions
 from cellxpert.config import preset
 from cellxpert.nn import Network
+from cellxpert.nn.decoder import Memory
 
 
 @pytest.mark.parametrize("name", ["base", "paper"])
@@ -125,7 +126,7 @@ def test_prior_is_what_an_empty_network_answers(small_config):
     network.set_bin_prior(log_p)
     with torch.no_grad():
         network.bins.linear.weight.zero_()
-        memory = network.cell_memory(torch.randn(1, 64))
+        memory = Memory(tokens_BLD=torch.randn(1, 1, 64))
         logits = network.decode(Questions(query_BQ=torch.tensor([[4, 0, 2]])), memory)
     torch.testing.assert_close(logits[0].log_softmax(-1), log_p[[4, 0, 2]])
 

@@ -67,8 +67,9 @@ class Collator:
         ``"packed"``: cells end to end; ``"padded"``: all as long as the longest, rounded up to a multiple of 8.
     mask_ratio
         Range of the hidden share.
-    n_queries
-        Queries per cell in ``masked``, half as many in ``whole``; fewer if V is smaller. A cell with too few features to ask for has padded ones.
+    n_queries, n_cell_queries
+        Queries per cell in ``masked`` and in ``whole``; fewer if V is smaller. A cell with too few features to ask for has
+        padded ones.
     zeros
         Whether measured zeros are tokens (``"keep"``: queries of ``masked`` are hidden tokens only) or not (``"drop"``:
         up to half of them are hidden tokens, the others features measured as zero).
@@ -90,6 +91,7 @@ class Collator:
         layout: Literal["packed", "padded"] = "packed",
         mask_ratio: tuple[float, float] = (0.05, 0.5),
         n_queries: int = 64,
+        n_cell_queries: int = 32,
         zeros: Literal["drop", "keep"] = "drop",
         shuffle_positions: bool = False,
         seed: int = 0,
@@ -100,6 +102,7 @@ class Collator:
         assert tokens.measured_features.shape[1] == n_features, "tokens of another vocabulary"
         self.tokens, self.n_features, self.n_bins = tokens, n_features, n_bins
         self.layout, self.mask_ratio, self.n_queries = layout, mask_ratio, min(n_queries, n_features)
+        self.n_cell_queries = min(n_cell_queries, n_features)
         self.zeros, self.shuffle_positions, self.whole = zeros, shuffle_positions, whole
         measured = tokens.measured_features
         self._rank = np.cumsum(measured, axis=1) - 1  # place of each feature among those measured, per pattern
@@ -190,7 +193,7 @@ class Collator:
 
     def _whole(self, drawn: _Drawn, rng: np.random.Generator) -> Questions:
         """Expressed features of the whole cell, then features measured as zero."""
-        width, n_cells = max(1, self.n_queries // 2), len(drawn.pattern_B)
+        width, n_cells = self.n_cell_queries, len(drawn.pattern_B)
         query_BQ = np.full((n_cells, width), -1, np.int64)
         target_BQ = np.full_like(query_BQ, IGNORE)
         expressed = drawn.order_N[drawn.bin_N[drawn.order_N] > 0]

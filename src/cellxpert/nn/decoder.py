@@ -114,10 +114,7 @@ class DecoderLayer(nn.Module):
     def attend(
         self, x_BQD: Tensor, memory: tuple[Tensor, Tensor], values_BMD: Tensor | None, *, mask: Tensor | None
     ) -> Tensor:
-        """Return what the queries read from memory and values: (B, Q, D), or (B, 1, D) where all read the same."""
-        if values_BMD is None and memory[0].shape[2] == 1:
-            # one key: the softmax is 1 whatever the query, so that the answer is the value itself
-            return self.out(memory[1].transpose(1, 2).flatten(2))
+        """Return what the queries read from memory and values, (B, Q, D)."""
         query_BHQX = _heads(self.query(self.norm(x_BQD)))
         n_cells = len(query_BHQX)
         seen = None if values_BMD is None else [_heads(x) for x in self.value_kv(values_BMD).chunk(2, dim=-1)]
@@ -136,14 +133,15 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         x_BQD: Tensor,
-        memory: tuple[Tensor, Tensor],
+        memory: tuple[Tensor, Tensor] | None,
         values_BMD: Tensor | None,
         *,
         mask: Tensor | None,
         counted_BQ: Tensor,
     ) -> tuple[Tensor, RouterStats | None]:
         """Return the queries after this layer, and its router's statistics over the queries that count."""
-        x_BQD = x_BQD + self.dropout(self.attend(x_BQD, memory, values_BMD, mask=mask))
+        if memory is not None:
+            x_BQD = x_BQD + self.dropout(self.attend(x_BQD, memory, values_BMD, mask=mask))
         x_TD, stats = self.feed_forward(x_BQD.flatten(0, 1), counted_BQ.flatten())
         return x_TD.view_as(x_BQD), stats
 
@@ -164,7 +162,7 @@ class Decoder(nn.Module):
         return PreparedMemory(keys=keys, values=values, mask_BL=memory.mask_BL)
 
     def forward(
-        self, x_BQD: Tensor, memory: Memory | PreparedMemory, values: Values | None = None, *, counted_BQ: Tensor
+        self, x_BQD: Tensor, memory: Memory | PreparedMemory | None, values: Values | None = None, *, counted_BQ: Tensor
     ) -> tuple[Tensor, tuple[RouterStats, ...]]:
         """Answer queries.
 
@@ -173,7 +171,8 @@ class Decoder(nn.Module):
         x_BQD
             Embedded queries.
         memory
-            The context, prepared or not; a batch of 1 is shared by all B.
+            The context, prepared or not; a batch of 1 is shared by all B. None where the queries carry all that there is
+            to know, so that no attention takes place.
         values
             Movable values; None if there are none.
         counted_BQ
@@ -183,12 +182,16 @@ class Decoder(nn.Module):
         -------
         Answers after the final norm, and the routers' statistics (``decoder_experts`` only).
         """
-        prepared = memory if isinstance(memory, PreparedMemory) else self.prepare(memory)
-        mask = _mask(prepared, values, x_BQD=x_BQD)
-        values_BMD = None if values is None else self.value_norm(values.tokens_BMD)
+        read: Sequence[tuple[Tensor, Tensor] | None] = [None] * len(self.layers)
+        mask = values_BMD = None
+        if memory is not None:
+            prepared = memory if isinstance(memory, PreparedMemory) else self.prepare(memory)
+            read = list(zip(prepared.keys, prepared.values, strict=True))
+            mask = _mask(prepared, values, x_BQD=x_BQD)
+            values_BMD = None if values is None else self.value_norm(values.tokens_BMD)
         routers = []
-        for layer, *kv in zip(self.layers, prepared.keys, prepared.values, strict=True):
-            x_BQD, stats = layer(x_BQD, tuple(kv), values_BMD, mask=mask, counted_BQ=counted_BQ)
+        for layer, pair in zip(self.layers, read, strict=True):
+            x_BQD, stats = layer(x_BQD, pair, values_BMD, mask=mask, counted_BQ=counted_BQ)
             if stats is not None:
                 routers.append(stats)
         return self.norm(x_BQD), tuple(routers)

@@ -1,6 +1,6 @@
 """The encoder: blocks over the tokens of a context, and what comes out of them.
 
-Shape suffixes: B cells, T tokens of all cells end to end, D width, C labels.
+Shape suffixes: B cells, T tokens of all cells end to end, D width, C labels, M modalities.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ class Encoded:
     """Tokens after the final norm."""
     cell_BD: Tensor
     """Cell vectors (fp32)."""
+    lowest_BM: Tensor
+    """Lowest non-zero bin per modality; 0 where there is none."""
     label_BC: Tensor | None = None
     """Logits over labels (fp32); None without a label head."""
     layout: Layout

@@ -20,7 +20,8 @@ from cellxpert.nn.attention import Layout, pad
 from cellxpert.nn.decoder import Decoder, Memory, PreparedMemory, Values
 from cellxpert.nn.embedding import Embedding
 from cellxpert.nn.encoder import Encoded, Encoder
-from cellxpert.nn.heads import BinHead, CellHead, LabelHead
+from cellxpert.nn.cell import CellHead, CellQueries
+from cellxpert.nn.heads import BinHead, LabelHead
 
 __all__ = ["Network"]
 
@@ -66,7 +67,9 @@ class Network(nn.Module):
                 feature_modality, n_bins=n_bins, width=width, n_positions=max_tokens if config.position else 0
             )
             self.encoder = Encoder(config)
-            self.cell = CellHead(width, n_features=self.n_features, n_bins=n_bins, pooling=config.pooling)
+            modality_V = torch.as_tensor(feature_modality, dtype=torch.int64, device="cpu")
+            self.cell = CellHead(width, modality_V=modality_V, n_bins=n_bins, pooling=config.pooling)
+            self.cell_queries = CellQueries(width, modality_V=modality_V, n_bins=n_bins)
             self.decoder = Decoder(config)
             self.bins = BinHead(width, n_features=self.n_features, n_bins=n_bins)
             self.labels = (
@@ -107,6 +110,10 @@ class Network(nn.Module):
         assert log_frequency_VK.shape == (self.n_features, self.n_bins), log_frequency_VK.shape
         self.bins.prior.weight[: self.n_features] = log_frequency_VK.to(self.bins.prior.weight)
 
+    def start_from(self, *, usual_V: Tensor, vector_VN: Tensor) -> None:
+        """Start the cell vector as a linear reading, e.g. the principal components of the training cells."""
+        self.cell.start_from(usual_V, vector_VN)
+
     def encode(self, batch: Batch) -> Encoded:
         """Read cells. Padding is dropped first, so a vector does not depend on the layout or on the company."""
         layout = Layout.of(batch.lengths_B, batch.feature_T.device)
@@ -119,15 +126,19 @@ class Network(nn.Module):
         tokens_TD, routers = self.encoder(self.embedding.tokens(*ids), layout)
         cell_BD = self.cell(tokens_TD, layout, feature_T=ids[0], bin_T=ids[1])
         label_BC = None if self.labels is None else self.labels(cell_BD, layout, feature_T=ids[0], bin_T=ids[1])
-        return Encoded(tokens_TD=tokens_TD, cell_BD=cell_BD, label_BC=label_BC, layout=layout, routers=routers)
+        lowest_BM = self.cell_queries.lowest(layout, feature_T=ids[0], bin_T=ids[1])
+        return Encoded(
+            tokens_TD=tokens_TD,
+            cell_BD=cell_BD,
+            lowest_BM=lowest_BM,
+            label_BC=label_BC,
+            layout=layout,
+            routers=routers,
+        )
 
     def memory(self, encoded: Encoded) -> Memory:
         """Return the memory of all tokens of the context."""
         return Memory(tokens_BLD=pad(encoded.tokens_TD, encoded.layout), mask_BL=encoded.layout.mask_BL())
-
-    def cell_memory(self, cell_BD: Tensor) -> Memory:
-        """Return the memory that holds the cell's vector and nothing else."""
-        return Memory(tokens_BLD=cell_BD[:, None, :])
 
     def prepare(self, memory: Memory) -> PreparedMemory:
         """Compute what all passes over one memory share; :meth:`decode` takes it in the memory's place."""
@@ -136,6 +147,15 @@ class Network(nn.Module):
     def decode(self, questions: Questions, memory: Memory | PreparedMemory) -> Tensor:
         """Return logits over bins (B, Q, K). A memory of one context serves all B rows of the questions."""
         return self._decode(questions, memory)[0]
+
+    def decode_cell(self, query_BQ: Tensor, encoded: Encoded) -> Tensor:
+        """Return logits over bins (B, Q, K) of features, from the cells' vectors and depths alone."""
+        return self._decode_cell(query_BQ, encoded)[0]
+
+    def _decode_cell(self, query_BQ: Tensor, encoded: Encoded) -> tuple[Tensor, tuple[RouterStats, ...]]:
+        queries_BQD = self.cell_queries(self.embedding.queries(query_BQ), encoded.cell_BD, encoded.lowest_BM)
+        answers_BQD, routers = self.decoder(queries_BQD, None, counted_BQ=query_BQ >= 0)
+        return self.bins(answers_BQD, query_BQ), routers
 
     def _decode(self, questions: Questions, memory: Memory | PreparedMemory) -> tuple[Tensor, tuple[RouterStats, ...]]:
         query_BQ, values = questions.query_BQ, None
@@ -158,7 +178,7 @@ class Network(nn.Module):
             masked_BQK, more = self._decode(batch.masked, self.memory(encoded))
             routers += more
         if batch.whole is not None:
-            whole_BQK, more = self._decode(batch.whole, self.cell_memory(encoded.cell_BD))
+            whole_BQK, more = self._decode_cell(batch.whole.query_BQ, encoded)
             routers += more
         return Output(
             cell_BD=encoded.cell_BD,
@@ -180,7 +200,8 @@ def _draw_weights(network: Network, generator: torch.Generator) -> None:
     projections out of it (out, down)          the same / sqrt(2 * layers of this stack), so the stream does not grow
     routers                                    0: the noise alone chooses at first, evenly (Shazeer et al. 2017)
     bias of each (feature, bin); label bias    0
-    cell: feature, scale of bins, gate         normal, 0.02; 0 then 0.5 to 1; 0.1
+    cell: feature, gate                        normal, 0.02; 0.1
+    cell queries: gain, depth                  normal, 0.02; 0
     labels: reading of magnitudes              0
     bins, labels                               normal, 0.02
     =========================================  =====================================================================
@@ -193,13 +214,11 @@ def _draw_weights(network: Network, generator: torch.Generator) -> None:
             nn.init.ones_(weight)
         elif owner in {"router", "prior"} or leaf == "bias":
             nn.init.zeros_(weight)
-        elif name == "cell.scale":  # zero is absent; then linear in the bin
-            weight.copy_(torch.cat([torch.zeros(1), torch.linspace(0.5, 1.0, len(weight) - 1)]))
         elif name == "cell.gate":
             nn.init.constant_(weight, 0.1)
-        elif name == "labels.magnitude.weight":
+        elif name in {"labels.magnitude.weight", "cell_queries.depth.weight"}:
             nn.init.zeros_(weight)
-        elif name == "cell.feature.weight":
+        elif name in {"cell.feature.weight", "cell_queries.gain.weight"}:
             nn.init.normal_(weight, std=0.02, generator=generator)
         elif part == "embedding":
             nn.init.normal_(weight, std=EMBEDDING_STD, generator=generator)

@@ -18,12 +18,14 @@ from cellxpert.batch import IGNORE
 from cellxpert.config import ModelConfig, TrainingConfig
 from cellxpert.data.cells import Cells
 from cellxpert.data.collate import Collator
+from cellxpert.data.components import MAX_COMPONENTS, principal_components
 from cellxpert.data.frequencies import log_bin_frequencies
 from cellxpert.data.loaders import CellDataModule
 from cellxpert.data.splits import PARTS, column_split, group_split, random_split, stratified_split
 from cellxpert.data.tokens import Tokens, tokenize
 from cellxpert.data.vocabulary import Vocabulary
 from cellxpert.errors import ConfigError
+from cellxpert.nn.cell import magnitude_scale
 from cellxpert.nn.network import Network
 from cellxpert.training.fit import RunConfig, fit
 from cellxpert.training.objectives import class_weights
@@ -108,6 +110,16 @@ def train_network(
     tokens = tokenize(cells, vocabulary, config.tokens)
     if previous is None:
         network.set_bin_prior(torch.from_numpy(log_bin_frequencies(tokens, rows["train"], n_bins=vocabulary.n_bins)))
+        if config.network.pooling == "mean":
+            usual_V, vector_VN = principal_components(
+                tokens,
+                rows["train"],
+                modality_V=vocabulary.role_of_feature,
+                scale_K=magnitude_scale(vocabulary.n_bins).double().numpy(),
+                max_components=min(config.network.width, MAX_COMPONENTS),
+                seed=seed,
+            )
+            network.start_from(usual_V=torch.from_numpy(usual_V), vector_VN=torch.from_numpy(vector_VN))
     codes = None
     if classes:
         assert labels is not None
@@ -147,6 +159,7 @@ def _run(
         n_bins=network.n_bins,
         mask_ratio=settings.mask_ratio,
         n_queries=settings.n_queries,
+        n_cell_queries=settings.n_cell_queries,
         zeros=config.tokens.zeros,
         shuffle_positions=config.network.position,
         whole=settings.cell_weight > 0,

@@ -1,0 +1,122 @@
+"""Principal components of the training cells: where the cell vector starts from.
+
+Shape suffixes: N cells, V features, M modalities, C components.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+from scipy.sparse.linalg import LinearOperator, svds
+
+from cellxpert.data.tokens import Tokens
+
+__all__ = ["MAX_COMPONENTS", "principal_components"]
+
+MAX_COMPONENTS = 50
+"""Components looked for: the customary number."""
+MAX_CELLS = 20_000
+"""Cells that are enough to find them."""
+
+Floats = npt.NDArray[np.float64]
+
+
+def principal_components(
+    tokens: Tokens,
+    rows: npt.NDArray[np.int64],
+    *,
+    modality_V: npt.NDArray[np.int64],
+    scale_K: Floats,
+    max_components: int,
+    seed: int,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Find what training cells have in common and how they differ most.
+
+    A cell is read as shares: a feature's part of the sum of the cell's magnitudes in its modality. Every modality has the same
+    total variance, and one that a cell lacks deviates by nothing there. Components are kept while they explain more than
+    chance does: their singular values exceed the largest of the same data with every feature shuffled across cells (parallel
+    analysis, Horn 1965).
+
+    Parameters
+    ----------
+    tokens
+        Tokens of an object.
+    rows
+        Training cells; more than ``MAX_CELLS`` are sampled.
+    modality_V
+        Modality of each feature, as small integers.
+    scale_K
+        Magnitude that stands for each bin, 0 for bin 0.
+    max_components
+        Most components returned.
+    seed
+        Seed of the sample, of the shuffle and of the solver's start.
+
+    Returns
+    -------
+    The mean share of each feature, of shape (V,), and the components, of shape (V, C) with ``0 <= C <= max_components``,
+    scaled so that training cells have a mean squared length of C. Both float32.
+    """
+    rng = np.random.default_rng(seed)
+    if len(rows) > MAX_CELLS:
+        rows = np.sort(rng.choice(rows, MAX_CELLS, replace=False))
+    share_NV, present_NM = _shares(tokens, rows, modality_V=modality_V, scale_K=scale_K)
+    n_present_V = np.maximum(present_NM.sum(axis=0), 1)[modality_V]
+    usual_V = np.asarray(share_NV.sum(axis=0)).ravel() / n_present_V
+    variance_V = np.asarray(share_NV.power(2).sum(axis=0)).ravel() / n_present_V - usual_V**2
+    variance_M = np.bincount(modality_V, weights=variance_V, minlength=present_NM.shape[1])
+    weight_V = 1 / np.sqrt(np.where(variance_M > 0, variance_M, 1.0))[modality_V]
+    n_wanted = min(max_components, min(share_NV.shape) - 1)
+    if n_wanted < 1 or not variance_M.any():
+        return usual_V.astype(np.float32), np.zeros((len(usual_V), 0), np.float32)
+
+    def decompose(matrix_NV: sparse.csr_array, n: int) -> tuple[Floats, Floats]:
+        operator = _centred(sparse.csr_array(matrix_NV * weight_V), present_NM, usual_V * weight_V, modality_V)
+        _, size_C, vector_CV = svds(operator, k=n, v0=rng.standard_normal(min(operator.shape)))
+        order = np.argsort(-size_C)
+        return size_C[order], vector_CV[order]
+
+    size_C, vector_CV = decompose(share_NV, n_wanted)
+    chance = decompose(_shuffled(share_NV, rng), 1)[0][0]
+    kept_C = size_C > chance
+    vector_VC = weight_V[:, None] * vector_CV[kept_C].T
+    if kept_C.any():
+        vector_VC *= np.sqrt(kept_C.sum() * len(rows) / (size_C[kept_C] ** 2).sum())
+    return usual_V.astype(np.float32), vector_VC.astype(np.float32)
+
+
+def _shares(
+    tokens: Tokens, rows: npt.NDArray[np.int64], *, modality_V: npt.NDArray[np.int64], scale_K: Floats
+) -> tuple[sparse.csr_array, Floats]:
+    """Shares of the chosen cells' features, and which modalities each has (1 or 0)."""
+    n_modalities = int(modality_V.max()) + 1
+    shape = (tokens.n_cells, len(modality_V))
+    matrix = sparse.csr_array((scale_K[tokens.bin], tokens.feature, tokens.start), shape=shape)[rows]
+    cell = np.repeat(np.arange(len(rows)), np.diff(matrix.indptr))
+    at = cell * n_modalities + modality_V[matrix.indices]
+    total = np.bincount(at, weights=matrix.data, minlength=len(rows) * n_modalities)
+    matrix.data = matrix.data / np.where(total > 0, total, 1.0)[at]
+    return matrix, (total > 0).reshape(-1, n_modalities).astype(np.float64)
+
+
+def _centred(
+    matrix_NV: sparse.csr_array, present_NM: Floats, usual_V: Floats, modality_V: npt.NDArray[np.int64]
+) -> LinearOperator:
+    """The deviations from the usual shares, as an operator that stays sparse."""
+    usual_MV = (np.arange(present_NM.shape[1])[:, None] == modality_V) * usual_V
+    return LinearOperator(
+        matrix_NV.shape,
+        matvec=lambda x: matrix_NV @ x - present_NM @ (usual_MV @ x),
+        rmatvec=lambda y: matrix_NV.T @ y - usual_MV.T @ (present_NM.T @ y),
+        dtype=np.float64,
+    )
+
+
+def _shuffled(matrix_NV: sparse.csr_array, rng: np.random.Generator) -> sparse.csr_array:
+    """The same values in every column, in random rows."""
+    columns = matrix_NV.tocsc()
+    n_cells = columns.shape[0]
+    places = [rng.choice(n_cells, n, replace=False) for n in np.diff(columns.indptr)]
+    indices = np.concatenate(places) if places else columns.indices
+    return sparse.csc_array((columns.data, indices, columns.indptr), shape=columns.shape).tocsr()
