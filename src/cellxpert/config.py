@@ -198,9 +198,9 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     mask_ratio: tuple[float, float] = (0.1, 0.7)
     n_queries: int = 32
-    n_cell_queries: int = 128
+    n_cell_queries: int = 64
     bins_weight: float = 1.0
-    cell_weight: float = 0.5
+    cell_weight: float = 1.0
     label_weight: float = 1.0
     importance_weight: float = 1e-2
     load_weight: float = 1e-2
@@ -296,7 +296,13 @@ PRESETS: dict[str, ModelConfig] = {
             width=256, encoder_layers=4, decoder_layers=3, expert_hidden=640, decoder_hidden=2104, label_gradient=1.0
         ),
         training=TrainingConfig(
-            learning_rate=3e-4, batch_size=64, n_steps=20_000, mask_ratio=(0.05, 0.5), n_queries=96, n_cell_queries=48, ema_decay=0.999
+            learning_rate=3e-4,
+            batch_size=64,
+            n_steps=20_000,
+            mask_ratio=(0.05, 0.5),
+            n_queries=96,
+            n_cell_queries=48,
+            ema_decay=0.999,
         ),
     ),
 }

@@ -161,8 +161,8 @@ def test_hidden_tokens_are_removed_and_asked_for(rows, layout, zeros, seed, n_qu
 @given(rows=ROWS, zeros=ZEROS, seed=st.integers(0, 99), n_queries=st.sampled_from([1, 8, 64]))
 def test_whole_cell_questions(rows, zeros, seed, n_queries):
     tokens = tokens_of(zeros=zeros)
-    batch = collator(tokens, zeros=zeros, n_queries=n_queries)(rows, rng=np.random.default_rng(seed))
-    width = max(1, min(n_queries, V) // 2)
+    batch = collator(tokens, zeros=zeros, n_queries=2, n_cell_queries=n_queries)(rows, rng=np.random.default_rng(seed))
+    width = min(n_queries, V)
     assert batch.whole.visible_BQM is None
     for b, i in enumerate(rows):
         query, target = batch.whole.query_BQ[b].tolist(), batch.whole.target_BQ[b].tolist()
@@ -220,7 +220,7 @@ def test_choices_are_uniform():
         np.zeros(1, np.int32),
         tokens.measured_features,
     )
-    make = collator(tokens, n_queries=6, mask_ratio=(0.3, 0.3))
+    make = collator(tokens, n_queries=6, n_cell_queries=3, mask_ratio=(0.3, 0.3))
     rng = np.random.default_rng(0)
     n = 2000
     hidden, masked, whole, both = (np.zeros(V) for _ in range(4))

@@ -45,7 +45,9 @@ def test_mean_pooling_is_a_loop():
         reading = torch.zeros(8)
         for modality in (0, 1):
             read = {
-                f: head.scale_K[b] for f, b in zip(features[1:].tolist(), bins[1:], strict=True) if MODALITY[f] == modality
+                f: head.scale_K[b]
+                for f, b in zip(features[1:].tolist(), bins[1:], strict=True)
+                if MODALITY[f] == modality
             }
             total = sum(read.values())
             for f in range(5):
@@ -86,7 +88,10 @@ def test_vectors_are_exact_under_autocast(dtype):
 def test_lowest_bins_are_a_loop():
     found = CellQueries(8, modality_V=MODALITY, n_bins=4).lowest(LAYOUT, feature_T=FEATURES, bin_T=BINS)
     for lowest, (features, bins) in zip(found.tolist(), _cells(), strict=True):
-        seen = [[b for f, b in zip(features[1:].tolist(), bins[1:].tolist(), strict=True) if b and MODALITY[f] == m] for m in (0, 1)]
+        seen = [
+            [b for f, b in zip(features[1:].tolist(), bins[1:].tolist(), strict=True) if b and MODALITY[f] == m]
+            for m in (0, 1)
+        ]
         assert lowest == [min(bins_of, default=0) for bins_of in seen]
 
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from cellxpert.batch import Batch, Output, Questions, RouterStats
 from cellxpert.config import ModelConfig, NetworkConfig
 from cellxpert.nn.attention import Layout, pad
+from cellxpert.nn.cell import CellHead, CellQueries
 from cellxpert.nn.decoder import Decoder, Memory, PreparedMemory, Values
 from cellxpert.nn.embedding import Embedding
 from cellxpert.nn.encoder import Encoded, Encoder
-from cellxpert.nn.cell import CellHead, CellQueries
 from cellxpert.nn.heads import BinHead, LabelHead
 
 __all__ = ["Network"]

@@ -109,17 +109,7 @@ def train_network(
         vocabulary, classes, network = previous.vocabulary, previous.labels, previous.network
     tokens = tokenize(cells, vocabulary, config.tokens)
     if previous is None:
-        network.set_bin_prior(torch.from_numpy(log_bin_frequencies(tokens, rows["train"], n_bins=vocabulary.n_bins)))
-        if config.network.pooling == "mean":
-            usual_V, vector_VN = principal_components(
-                tokens,
-                rows["train"],
-                modality_V=vocabulary.role_of_feature,
-                scale_K=magnitude_scale(vocabulary.n_bins).double().numpy(),
-                max_components=min(config.network.width, MAX_COMPONENTS),
-                seed=seed,
-            )
-            network.start_from(usual_V=torch.from_numpy(usual_V), vector_VN=torch.from_numpy(vector_VN))
+        _start_from_data(network, tokens, rows["train"], seed=seed)
     codes = None
     if classes:
         assert labels is not None
@@ -140,6 +130,22 @@ def train_network(
         history.index = history.index + len(previous.history)
         history = pd.concat([previous.history, history])
     return Learned(network=network, vocabulary=vocabulary, labels=classes, history=history, split=split)
+
+
+def _start_from_data(network: Network, tokens: Tokens, rows: npt.NDArray[np.int64], *, seed: int) -> None:
+    """Let answers start at the training cells' frequencies of bins, and cell vectors at their principal components."""
+    frequencies = log_bin_frequencies(tokens, rows, n_bins=network.n_bins)
+    network.set_bin_prior(torch.from_numpy(frequencies))
+    if network.config.pooling == "mean":
+        usual_V, vector_VN = principal_components(
+            tokens,
+            rows,
+            modality_V=network.embedding.feature_modality[:-1].numpy(),
+            scale_K=magnitude_scale(network.n_bins).double().numpy(),
+            max_components=min(network.config.width, MAX_COMPONENTS),
+            seed=seed,
+        )
+        network.start_from(usual_V=torch.from_numpy(usual_V), vector_VN=torch.from_numpy(vector_VN))
 
 
 def _run(
