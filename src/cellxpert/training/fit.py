@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,11 +179,13 @@ def _open_state(folder: Path, fingerprint: dict[str, Any]) -> Path | None:
 
 @contextlib.contextmanager
 def _caller_untouched() -> Iterator[None]:
-    """Give the caller's random state and log levels back, whatever Lightning does with them."""
+    """Give the caller's random state, log levels and warning filters back, whatever Lightning does with them."""
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     level = logger.level
     cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=cuda):
+    with torch.random.fork_rng(devices=cuda), warnings.catch_warnings():
+        # lightning 2.6 asks torch 2.13 for a class that torch deprecates: no concern of whoever trains
+        warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
         logger.setLevel(logging.WARNING)  # devices and tips are announced at INFO
         try:
             yield
