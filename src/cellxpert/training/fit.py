@@ -183,9 +183,9 @@ def _caller_untouched() -> Iterator[None]:
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     level = logger.level
     cuda = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=cuda), warnings.catch_warnings():
-        # lightning 2.6 asks torch 2.13 for a class that torch deprecates: no concern of whoever trains
-        warnings.filterwarnings("ignore", "`isinstance.treespec, LeafSpec.` is deprecated", FutureWarning)
+    # lightning 2.6 asks torch 2.13 for a class that torch deprecates: no concern of whoever trains
+    unannounced = warnings.catch_warnings(action="ignore", category=FutureWarning)
+    with torch.random.fork_rng(devices=cuda), unannounced:
         logger.setLevel(logging.WARNING)  # devices and tips are announced at INFO
         try:
             yield
