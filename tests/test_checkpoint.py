@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -106,6 +107,14 @@ def test_missing_folder(tmp_path: Path) -> None:
         cx.CellxPert.load(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("dir_path", [None, 3, b"model"])
+def test_no_path(trained: cx.CellxPert, dir_path: object) -> None:
+    with pytest.raises(ConfigError, match=r"load\(dir_path=\)"):
+        cx.CellxPert.load(dir_path)
+    with pytest.raises(ConfigError, match=r"save\(dir_path=\)"):
+        trained.save(dir_path)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -121,6 +130,27 @@ def test_other_things_in_a_file_are_named(copy: Path, name: str, content: bytes,
     with pytest.raises(CheckpointError, match=message):
         cx.CellxPert.load(copy)
     _edit_config(copy, sha256={})  # without hashes the content itself is refused
+    with pytest.raises(CheckpointError, match=message):
+        cx.CellxPert.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<!DOCTYPE html><html>", "HTML"),
+        (b"\x80\x04\x95abc", "pickle"),
+        (b"PK\x03\x04abc", "pickle"),
+        (b'{"format_version": 1, "mod', "truncated"),
+        (b"", "0 bytes"),
+        (b"\xff\xfe{", "truncated"),
+        (b"[1, 2]", "a list"),
+        (b"{}", "class None"),
+        (b'{"model": "CellxPert"}', "format_version None"),
+    ],
+    ids=["html", "pickle", "zip", "truncated", "empty", "not utf-8", "list", "no entries", "one entry"],
+)
+def test_damaged_config(copy: Path, content: bytes, message: str) -> None:
+    (copy / "config.json").write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
         cx.CellxPert.load(copy)
 
@@ -141,6 +171,74 @@ def test_newer_format_and_other_class(copy: Path) -> None:
         cx.CellxPert.load(copy)
     _edit_config(copy, format_version=FORMAT_VERSION, model="Other")
     with pytest.raises(CheckpointVersionError, match="Other"):
+        cx.CellxPert.load(copy)
+
+
+@pytest.mark.parametrize("version", [True, 0, -1, 1.0, "1", None])
+def test_a_format_version_that_is_none(copy: Path, version: object) -> None:
+    _edit_config(copy, format_version=version)
+    with pytest.raises(CheckpointVersionError, match=re.escape(f"format_version {version!r}")):
+        cx.CellxPert.load(copy)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["config", "setup", "labels", "seed", "vocabulary_hash", "weights_hash", "history"],
+)
+def test_config_without_an_entry(copy: Path, entry: str) -> None:
+    file = copy / "config.json"
+    config = json.loads(file.read_text())
+    del config[entry]
+    file.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=rf"KeyError\('{entry}'\)"):
+        cx.CellxPert.load(copy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sha256": []}, "sha256"),
+        ({"sha256": None}, "sha256"),
+        ({"sha256": {"absent.safetensors": "0"}}, "absent"),
+        ({"sha256": {"../other": "0"}}, "other"),
+        ({"sha256": {"vocabulary.json": None}}, "sha256"),
+        ({"config": []}, "items"),
+        ({"setup": {"modalities": {}}}, "setup without .'rna'."),
+        ({"setup": {"modalities": 3}}, "the stored setup: TypeError"),
+        ({"labels": "abcdef"}, "list of names"),
+        ({"labels": [1, 2, 3, 4, 5, 6]}, "list of names"),
+        ({"seed": "x"}, "invalid literal"),
+        ({"history": 3}, "DataFrame"),
+    ],
+)
+def test_config_with_an_impossible_entry(copy: Path, changes: dict[str, object], message: str) -> None:
+    _edit_config(copy, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        cx.CellxPert.load(copy)
+
+
+def test_repeated_labels_are_refused(copy: Path) -> None:
+    labels = json.loads((copy / "config.json").read_text())["labels"]
+    _edit_config(copy, labels=[labels[0], *labels[:-1]])
+    with pytest.raises(CheckpointError, match="twice"):
+        cx.CellxPert.load(copy)
+
+
+def test_altered_weights_are_refused_without_file_hashes(copy: Path) -> None:
+    tensors = safetensors.torch.load_file(copy / "weights.safetensors")
+    name = next(k for k, v in sorted(tensors.items()) if v.is_floating_point())
+    _replace_weights(copy, tensors | {name: tensors[name] + 0.5})
+    with pytest.raises(CheckpointError, match="other weights"):
+        cx.CellxPert.load(copy)
+    _replace_weights(copy, tensors)
+    assert cx.CellxPert.load(copy).is_trained
+
+
+def test_weights_of_another_type_are_refused(copy: Path) -> None:
+    tensors = safetensors.torch.load_file(copy / "weights.safetensors")
+    name = next(k for k, v in sorted(tensors.items()) if v.is_floating_point())
+    _replace_weights(copy, tensors | {name: tensors[name].to(torch.int32)})
+    with pytest.raises(CheckpointError, match=f"{name} is torch.int32, not torch.float32"):
         cx.CellxPert.load(copy)
 
 

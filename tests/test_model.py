@@ -15,6 +15,7 @@ import cellxpert as cx
 from cellxpert.errors import (
     CellxPertWarning,
     FeatureOverlapError,
+    MuDataError,
     NegativeValueError,
     NoLabelsError,
     NotCountsError,
@@ -276,6 +277,23 @@ def test_query_values_are_checked(trained: cx.CellxPert, query: ad.AnnData) -> N
         trained.annotate(scaled, inplace=False)
 
 
+@pytest.mark.parametrize("call", ["get_latent", "annotate"])
+def test_a_stale_modality_without_a_role_stops_before_anything_is_done(
+    trained: cx.CellxPert, query: ad.AnnData, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adt = ad.AnnData(np.ones((query.n_obs, 2), np.float32), obs=pd.DataFrame(index=query.obs_names))
+    adt.var_names = ["adt_1", "adt_2"]
+    mdata = MuData({"rna": query, "adt": adt})
+    mdata.mod["adt"] = adt[:10].copy()
+    cx.CellxPert.setup_mudata(mdata, rna="rna")
+    before = [(set(part.obsm), list(part.obs), set(part.uns)) for part in (mdata, *mdata.mod.values())]
+    assert getattr(trained, call)(mdata, inplace=False) is not None  # it is read without that modality
+    monkeypatch.setattr(cx.CellxPert, "_embed", lambda *_: pytest.fail("computed"))
+    with pytest.raises(MuDataError, match="'adt'"):
+        getattr(trained, call)(mdata)
+    assert [(set(part.obsm), list(part.obs), set(part.uns)) for part in (mdata, *mdata.mod.values())] == before
+
+
 def test_values_changed_after_setup_are_noticed(query: ad.AnnData) -> None:
     cx.CellxPert.setup_anndata(query)
     model = cx.CellxPert(query, preset="nano")
@@ -291,6 +309,16 @@ def test_annotation_needs_labels_at_training(query: ad.AnnData) -> None:
     with pytest.raises(NoLabelsError):
         model.annotate()
     assert model.get_latent_representation().shape == (query.n_obs, 64)
+
+
+def test_annotation_needs_a_label_at_training(query: ad.AnnData) -> None:
+    query.obs["type"] = pd.Categorical(["Unknown"] * query.n_obs)
+    with warnings.catch_warnings(action="ignore", category=CellxPertWarning):
+        cx.CellxPert.setup_anndata(query, labels_key="type")
+    model = cx.CellxPert(query, config=cx.config.preset("nano").replace(n_genes=50, n_queries=8))
+    model.train(max_epochs=1, progress_bar=False)
+    with pytest.raises(NoLabelsError, match=r"'Unknown' in obs\['type'\]"):
+        model.annotate()
 
 
 def test_empty_cells_are_unknown(trained: cx.CellxPert, query: ad.AnnData) -> None:

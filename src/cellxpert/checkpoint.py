@@ -1,7 +1,7 @@
 """A trained model as a folder: ``config.json``, ``vocabulary.json``, ``weights.safetensors``. Nothing in it is a pickle.
 
 The folder is written beside its place and renamed, so that an interrupted save leaves the old one whole. Reading checks
-every file's sha256, the format version, that all weights are there with their shapes, and that they are finite.
+every file's sha256, the format version, and that all weights are there, finite, of their shapes and types, and those saved.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def save_state(state: TrainedState, dir_path: str | os.PathLike[str], *, overwri
     """
     from importlib.metadata import version
 
-    target = Path(dir_path)
+    target = _folder(dir_path, "save")
     if target.exists():
         if not overwrite:
             raise OutputExistsError(str(target), found="it exists", fix="pass overwrite=True or another folder")
@@ -137,47 +137,49 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
 
     Raises
     ------
+    ConfigError
+        If ``dir_path`` is no path.
     CheckpointNotFoundError
         If the folder or one of its files is missing.
     CheckpointVersionError
         If the format is newer than this version reads, or the folder holds another kind of model.
     CheckpointError
-        If a file is damaged, or weights are missing, unexpected, of another shape or not finite.
+        If a file is damaged, or weights are missing, unexpected, of another shape or type, not finite, or not those
+        that were saved.
     """
-    folder = Path(dir_path)
+    folder = _folder(dir_path, "load")
     for name in (_CONFIG, _VOCABULARY, _WEIGHTS):
         if not (folder / name).is_file():
             raise CheckpointNotFoundError(
                 str(folder), found=f"no file {name!r} there", fix="give the folder that model.save() wrote"
             )
     config = _read_json(folder / _CONFIG)
-    found = config.get("format_version"), config.get("model")
-    if found[1] != "CellxPert" or not isinstance(found[0], int):
-        raise CheckpointVersionError(
-            str(folder), found=f"a model of class {found[1]!r}", fix="load it with its own class"
-        )
-    if found[0] > FORMAT_VERSION:
-        raise CheckpointVersionError(
-            str(folder), found=f"format {found[0]}; this version reads up to {FORMAT_VERSION}", fix="upgrade cellxpert"
-        )
-    for name, expected in config.get("sha256", {}).items():
-        _check_file(folder / name, expected)
+    _check_format(folder, config)
+    _check_files(folder, config.get("sha256", {}))
     try:
         settings = ModelConfig.from_dict(config["config"])
         setup = Setup.from_dict(config["setup"])
         vocabulary = Vocabulary.from_dict(_read_json(folder / _VOCABULARY))
-        labels, seed = tuple(config["labels"]), int(config["seed"])
+        labels, seed = _labels(config["labels"]), int(config["seed"])
+        hashes = config["vocabulary_hash"], config["weights_hash"]
         history = pd.DataFrame(config["history"]).set_index("epoch").astype(float)
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, ConfigError | NotSetUpError | VocabularyError):
+    except (AttributeError, KeyError, TypeError, ValueError, NotSetUpError) as error:
+        if isinstance(error, ConfigError | VocabularyError | CheckpointError):
             raise
-        raise CheckpointError(str(folder / _CONFIG), found=repr(error), fix="save the model again") from error
-    if vocabulary.hash() != config["vocabulary_hash"]:
+        found = f"{error.where}: {error.found}" if isinstance(error, NotSetUpError) else repr(error)
+        raise CheckpointError(str(folder / _CONFIG), found=found, fix="save the model again") from error
+    if vocabulary.hash() != hashes[0]:
         raise CheckpointError(str(folder / _VOCABULARY), found="another vocabulary", fix="copy the whole folder again")
+    if lacking := sorted(set(vocabulary.roles) - set(setup.roles)):
+        found = f"a setup without {lacking}, whose features are in the vocabulary"
+        raise CheckpointError(str(folder / _CONFIG), found=found, fix="copy the whole folder again")
     network = Network.from_config(
         settings, feature_modality=vocabulary.role_of_feature.tolist(), n_labels=len(labels), seed=seed
     )
     _load_weights(network, folder / _WEIGHTS)
+    if weights_hash(network) != hashes[1]:
+        found = "other weights than those that were saved"
+        raise CheckpointError(str(folder / _WEIGHTS), found=found, fix="copy the whole folder again")
     return TrainedState(
         config=settings,
         setup=setup,
@@ -187,6 +189,40 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         history=history,
         seed=seed,
     )
+
+
+def _folder(dir_path: object, call: str) -> Path:
+    if not isinstance(dir_path, str | os.PathLike):
+        raise ConfigError(f"{call}(dir_path=)", found=repr(dir_path), fix="give the path of a folder")
+    return Path(dir_path)
+
+
+def _check_format(folder: Path, config: dict[str, Any]) -> None:
+    model, version = config.get("model"), config.get("format_version")
+    if model != "CellxPert":
+        raise CheckpointVersionError(str(folder), found=f"a model of class {model!r}", fix="load it with its own class")
+    if type(version) is not int or version < 1:  # True is an int too
+        raise CheckpointVersionError(str(folder), found=f"format_version {version!r}", fix="copy config.json again")
+    if version > FORMAT_VERSION:
+        found = f"format_version {version}; this version reads up to {FORMAT_VERSION}"
+        raise CheckpointVersionError(str(folder), found=found, fix="upgrade cellxpert")
+
+
+def _check_files(folder: Path, sha256: object) -> None:
+    if not (isinstance(sha256, dict) and sha256.keys() <= {_VOCABULARY, _WEIGHTS}):
+        found = f"sha256 of {sorted(sha256)[:5]}" if isinstance(sha256, dict) else f"sha256 is {sha256!r:.50}"
+        raise CheckpointError(str(folder / _CONFIG), found=found, fix="copy config.json again")
+    for name, expected in sha256.items():
+        _check_file(folder / name, expected)
+
+
+def _labels(labels: object) -> tuple[str, ...]:
+    """Labels of a config.json; one name twice would be two columns of probabilities for one label."""
+    if not (isinstance(labels, list) and all(isinstance(label, str) for label in labels)):
+        raise TypeError("labels are no list of names")
+    if repeated := sorted({label for label in labels if labels.count(label) > 1}):
+        raise ValueError(f"labels occur twice: {repeated[:5]}")
+    return tuple(labels)
 
 
 def _load_weights(network: Network, file: Path) -> None:
@@ -200,6 +236,8 @@ def _load_weights(network: Network, file: Path) -> None:
     for name in expected.keys() & tensors.keys():
         if expected[name].shape != tensors[name].shape:
             problems.append(f"{name} is {tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}")
+        elif expected[name].dtype != tensors[name].dtype:
+            problems.append(f"{name} is {tensors[name].dtype}, not {expected[name].dtype}")
         elif tensors[name].is_floating_point() and not bool(torch.isfinite(tensors[name]).all()):
             problems.append(f"{name} holds NaN or infinity")
     if problems:

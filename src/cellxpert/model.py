@@ -21,9 +21,8 @@ from cellxpert.config import preset as named_preset
 from cellxpert.data import setup as setups
 from cellxpert.data.cells import Cells
 from cellxpert.data.collate import Collator
-from cellxpert.data.objects import refuse_view
 from cellxpert.data.tokens import Tokens, tokenize
-from cellxpert.data.write import record, write_obs, write_obsm
+from cellxpert.data.write import record, require_writable, write_obs, write_obsm
 from cellxpert.errors import CellxPertWarning, ConfigError, NoLabelsError, NotTrainedError
 from cellxpert.tasks.annotate import Annotation, annotate
 from cellxpert.tasks.embed import embed
@@ -220,6 +219,7 @@ class CellxPert:
         split_key
             Column of ``obs`` that says ``"train"``, ``"validation"`` or ``"test"``, or that names groups (donors),
             of which ``train_size`` are trained on, whole groups on one side. Test cells are not used at all.
+            A label that no training cell has is not learned, and its cells are in no validation metric of labels.
         early_stopping
             Stop when the validation loss has not improved for ``patience`` epochs, and keep the best weights.
         seed
@@ -235,13 +235,19 @@ class CellxPert:
         ConfigError
             If the model was loaded: a saved model keeps no split, so that training could not go on with the same cells.
         SplitError
-            If the split leaves no training cell, or its column does not fit.
+            If the split leaves no training cell, or its column does not fit: values such as ``"val"`` and ``"test"``
+            without ``"train"`` are not taken for donors.
         ResumeError
             If the folder holds a run with other settings, features, labels or cells.
         DeviceError
             If the accelerator is not there or its memory is not enough.
         TrainingDivergedError
             If the loss is not finite; the weights of the last whole epoch are kept.
+
+        Warns
+        -----
+        CellxPertWarning
+            If labels occur in validation or test cells only; with their names and numbers of cells.
         """
         from cellxpert.training.run import TrainArguments, train_network  # lightning takes seconds to import
 
@@ -416,7 +422,7 @@ class CellxPert:
         NotTrainedError
             If the model was not trained.
         NoLabelsError
-            If it was trained without labels.
+            If it was trained without labels, or none of its training cells had one.
 
         Notes
         -----
@@ -427,7 +433,12 @@ class CellxPert:
         started = time.perf_counter()
         state = self._trained()
         if not state.labels:
-            raise NoLabelsError("annotate", found="the model was trained without labels", fix="set up a labels_key")
+            key, nothing = state.setup.labels_key, state.setup.unlabeled_category
+            found, fix = "the model was trained without labels", "set up a labels_key, and train"
+            if key is not None:
+                found = f"every cell that the model was trained on is {nothing!r} in obs[{key!r}]"
+                fix = "label some of these cells, set up the object again, and train"
+            raise NoLabelsError("annotate", found=found, fix=fix)
         data, tokens = self._read(mdata, "annotate", inplace=inplace)
         result = annotate(
             self._embed(tokens, batch_size)[1],
@@ -527,9 +538,9 @@ class CellxPert:
         state = self._trained()
         own = data is None or data is self._data
         data = self._own_data() if data is None else data
-        if inplace:
-            refuse_view(data, f"{call}(inplace=True)")
         setup = replace(setups.query_setup(self._setup, data), batch_key=None, labels_key=None)
+        if inplace:
+            require_writable(data, f"{call}(inplace=True)")
         notes = setups.validate(data, setup)
         for note in () if own else notes:
             warnings.warn(note, CellxPertWarning, stacklevel=3)

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from mudata import MuData
 
-from cellxpert.data.write import record, write_obs, write_obsm
+from cellxpert.data.write import record, require_writable, write_obs, write_obsm
+from cellxpert.errors import MuDataError, ViewError
 
 
 @pytest.fixture
@@ -35,6 +36,27 @@ def test_categories_are_those_in_use_and_stale_colours_go(mosaic: MuData) -> Non
     assert list(mosaic["protein"].obs["type"].cat.categories) == ["A", "C"]
     assert "type_colors" not in mosaic.uns
     assert "type_colors" not in mosaic["protein"].uns
+
+
+def test_nothing_is_written_where_a_row_map_is_stale(mosaic: MuData) -> None:
+    require_writable(mosaic, "call")
+    mosaic.mod["protein"] = mosaic["protein"][:2].copy()
+    values = pd.Series(1.0, index=mosaic.obs_names)
+    for call in (
+        lambda: require_writable(mosaic, "call"),
+        lambda: write_obsm(mosaic, "X_x", np.zeros((4, 1), np.float32)),
+        lambda: write_obs(mosaic, "score", values),
+    ):
+        with pytest.raises(MuDataError, match="protein"):
+            call()
+    for part in (mosaic, *mosaic.mod.values()):
+        assert "X_x" not in part.obsm
+        assert "score" not in part.obs
+
+
+def test_views_are_not_writable(mosaic: MuData) -> None:
+    with pytest.raises(ViewError, match="call"):
+        require_writable(mosaic[:2], "call")
 
 
 def test_records_add_up_and_need_no_groups(mosaic: MuData) -> None:

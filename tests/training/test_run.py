@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ from mudata import MuData
 import cellxpert as cx
 from cellxpert.data.cells import Cells
 from cellxpert.data.setup import read_setup
-from cellxpert.errors import ConfigError, SplitError
+from cellxpert.errors import CellxPertWarning, ConfigError, SplitError
 from cellxpert.training.run import TrainArguments, split_cells
 
 LABELS = "bulk_labels"
@@ -51,6 +53,19 @@ def test_a_given_split_is_followed(cells: Cells) -> None:
     assert split.str.slice(0, 3).tolist() == cells.obs("part").astype(str).str.slice(0, 3).tolist()
 
 
+@pytest.mark.parametrize("names", [["val", "test"], ["Validation", " TESTING"], ["valid"]])
+def test_parts_without_training_cells_are_no_donors(cells: Cells, names: list[str]) -> None:
+    adata = cells.adata("rna")
+    adata.obs["half"] = pd.Categorical(np.resize(names, adata.n_obs))
+    with pytest.raises(SplitError, match=r"obs\['half'\]: only [\s\S]*training cells 'train'"):
+        split_cells(cells, None, TrainArguments(split_key="half"), seed=0)
+
+
+def test_no_donor_can_be_held_out_at_size_one(cells: Cells) -> None:
+    with pytest.raises(SplitError, match="train_size"):
+        split_cells(cells, None, TrainArguments(train_size=1, split_key="donor"), seed=0)
+
+
 @pytest.mark.parametrize("size", [0, -0.5, 1.5])
 def test_impossible_sizes(cells: Cells, size: float) -> None:
     with pytest.raises((ConfigError, SplitError)):
@@ -73,12 +88,30 @@ def test_features_bins_and_labels_come_from_training_cells_only(cells: Cells) ->
             data.obs[LABELS] = pd.Categorical(label.astype(str))
         cx.CellxPert.setup_anndata(data, labels_key=LABELS)
         model = cx.CellxPert(data, config=cx.config.preset("nano").replace(n_genes=100, n_queries=8))
-        model.train(max_epochs=1, split_key="split", progress_bar=False)
+        told = pytest.warns(CellxPertWarning, match=r"'made up' \(\d+ cells\)") if change else nullcontext()
+        with told:
+            model.train(max_epochs=1, split_key="split", progress_bar=False)
         learned.append(model)
     assert learned[0]._state.vocabulary.hash() == learned[1]._state.vocabulary.hash()
     assert learned[0].labels == learned[1].labels
     first, second = (m._state.network.state_dict() for m in learned)
     assert all(first[k].equal(second[k]) for k in first)
+
+
+def test_labels_that_no_training_cell_has_are_told(pbmc: MuData) -> None:
+    adata = pbmc["rna"][pbmc["rna"].obs[LABELS].isin(["Dendritic", "CD19+ B", "CD56+ NK"]).to_numpy()][::4].copy()
+    label = adata.obs[LABELS].astype(str)
+    first = np.flatnonzero(label == "CD19+ B")[:2]
+    adata.obs["part"] = np.where(label == "CD56+ NK", "val", "train")
+    adata.obs.iloc[first, adata.obs.columns.get_loc("part")] = "test"
+    cx.CellxPert.setup_anndata(adata, labels_key=LABELS)
+    model = cx.CellxPert(adata, config=cx.config.preset("nano").replace(n_genes=50, n_queries=8))
+    n = int((label == "CD56+ NK").sum())
+    with pytest.warns(CellxPertWarning, match=rf"no training cell has the labels 'CD56\+ NK' \({n} cells\):") as record:
+        model.train(max_epochs=1, split_key="part", progress_bar=False)
+    assert record[0].filename == __file__
+    assert model.labels == ("CD19+ B", "Dendritic")
+    model.train(max_epochs=1, progress_bar=False)  # known by now
 
 
 @pytest.mark.parametrize(("n_train", "epochs"), [(10, 30), (640, 30), (3200, 6), (10**6, 3)])

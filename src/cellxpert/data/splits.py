@@ -13,7 +13,7 @@ import pandas as pd
 
 from cellxpert.errors import SplitError
 
-__all__ = ["PARTS", "column_split", "group_split", "random_split", "require_disjoint_groups", "stratified_split"]
+__all__ = ["PARTS", "column_split", "group_split", "names_parts", "random_split", "stratified_split"]
 
 PARTS = ("train", "validation", "test")
 """Parts that a split column may name."""
@@ -156,6 +156,16 @@ def group_split(groups: Sequence[object] | npt.ArrayLike, *, held_out: float, rn
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 
+def names_parts(values: pd.Series) -> bool:
+    """Whether a column names parts of a split rather than groups: one value is "train", or all are names of parts."""
+    names = set(_plain(values.dropna()))
+    return any(_ALIASES.get(name) == "train" for name in names) or names <= _ALIASES.keys()
+
+
+def _plain(values: pd.Series) -> pd.Series:
+    return values.astype(str).str.strip().str.lower()
+
+
 def column_split(values: Sequence[object] | npt.ArrayLike, *, where: str) -> dict[str, npt.NDArray[np.int64]]:
     """Read a split that a column gives: "train", "validation"/"val" or "test"/"holdout" for every cell.
 
@@ -179,36 +189,11 @@ def column_split(values: Sequence[object] | npt.ArrayLike, *, where: str) -> dic
     fix = f"use {', '.join(map(repr, PARTS))}"
     if column.isna().any():
         raise SplitError(where, found=f"{int(column.isna().sum())} cells without a value", fix=fix)
-    parts = column.astype(str).str.strip().str.lower().map(_ALIASES)
+    parts = _plain(column).map(_ALIASES)
     if parts.isna().any():
         raise SplitError(where, found=f"unknown values {sorted(set(column[parts.isna()].astype(str)))[:5]}", fix=fix)
     found = {part: np.flatnonzero((parts == part).to_numpy()) for part in PARTS}
     if not len(found["train"]) or len(found["train"]) == len(parts):
-        raise SplitError(where, found=f"only {sorted(set(parts))}", fix="name training cells and others")
+        lacking = "some other cells 'validation'" if len(found["train"]) else "the training cells 'train'"
+        raise SplitError(where, found=f"only {sorted(set(column.astype(str)))}", fix=f"call {lacking}")
     return found
-
-
-def require_disjoint_groups(
-    train: npt.ArrayLike, held_out: npt.ArrayLike, *, groups: Sequence[object] | npt.ArrayLike, where: str
-) -> None:
-    """Refuse a split in which a group (donor) is on both sides.
-
-    Parameters
-    ----------
-    train, held_out
-        Positions of the cells on each side.
-    groups
-        One per cell.
-    where
-        Name of the group's column, for messages.
-
-    Raises
-    ------
-    SplitError
-        If a group has cells in both.
-    """
-    column = pd.Series(groups).astype(object).reset_index(drop=True)
-    both = set(column.iloc[np.asarray(train)].dropna()) & set(column.iloc[np.asarray(held_out)].dropna())
-    if both:
-        found = f"{len(both)} groups are in training and held out: {sorted(map(str, both))[:5]}"
-        raise SplitError(where, found=found, fix="split by this column: whole groups on one side")

@@ -5,7 +5,6 @@ scanpy and squidpy read one AnnData, so a MuData's results are put where they lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,19 +15,35 @@ from mudata import MuData
 
 from cellxpert import keys
 from cellxpert.data.cells import modality_rows
+from cellxpert.data.objects import refuse_view
 
-__all__ = ["record", "write_obs", "write_obsm"]
+__all__ = ["record", "require_writable", "write_obs", "write_obsm"]
 
 
-def _parts(data: AnnData | MuData) -> Iterator[tuple[AnnData | MuData, npt.NDArray[np.int64]]]:
-    """The object and each modality, with the row in the object of each of its cells."""
-    yield data, np.arange(data.n_obs)
+def require_writable(data: AnnData | MuData, call: str) -> None:
+    """Refuse, before anything is computed, an object that a result could be written to in part only.
+
+    Raises
+    ------
+    ViewError
+        If the object is a view.
+    MuDataError
+        If the row map of any modality is stale, of one without a role too.
+    """
+    refuse_view(data, call)
+    _parts(data)
+
+
+def _parts(data: AnnData | MuData) -> list[tuple[AnnData | MuData, npt.NDArray[np.int64]]]:
+    """The object and each modality, with the row in the object of each of its cells; all checked before any is given."""
+    parts: list[tuple[AnnData | MuData, npt.NDArray[np.int64]]] = [(data, np.arange(data.n_obs))]
     if isinstance(data, MuData):
         for name, adata in data.mod.items():
             rows = modality_rows(data, name)
             row_of_cell = np.empty(adata.n_obs, np.int64)
             row_of_cell[rows[rows >= 0]] = np.flatnonzero(rows >= 0)
-            yield adata, row_of_cell
+            parts.append((adata, row_of_cell))
+    return parts
 
 
 def write_obsm(data: AnnData | MuData, key: str, values_ND: npt.NDArray[np.float32]) -> None:

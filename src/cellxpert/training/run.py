@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,10 +22,10 @@ from cellxpert.data.collate import Collator
 from cellxpert.data.components import MAX_COMPONENTS, principal_components
 from cellxpert.data.frequencies import log_bin_frequencies
 from cellxpert.data.loaders import CellDataModule
-from cellxpert.data.splits import PARTS, column_split, group_split, random_split, stratified_split
+from cellxpert.data.splits import PARTS, column_split, group_split, names_parts, random_split, stratified_split
 from cellxpert.data.tokens import Tokens, tokenize
 from cellxpert.data.vocabulary import Vocabulary
-from cellxpert.errors import ConfigError
+from cellxpert.errors import CellxPertWarning, ConfigError, SplitError
 from cellxpert.nn.cell import magnitude_scale
 from cellxpert.nn.network import Network
 from cellxpert.training.fit import RunConfig, fit
@@ -37,6 +38,7 @@ MIN_EPOCHS = 3
 """Fewest epochs of a run that is not told their number."""
 CLONES = 4
 """Copies of a cell in an epoch, each with an order of its own, where positions are learned (arXiv:2605.00930)."""
+_MAX_LABELS_SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +95,11 @@ def train_network(
         An earlier run on the same object, whose features, labels, split and weights are kept.
     seed
         Seed of the initial weights and of the split.
+
+    Warns
+    -----
+    CellxPertWarning
+        If validation or test cells have labels that no training cell has.
     """
     labels = cells.labels()
     split = split_cells(cells, labels, arguments, seed=seed) if previous is None else previous.split
@@ -102,6 +109,8 @@ def train_network(
     if previous is None:
         vocabulary = Vocabulary.fit(cells, config.tokens, train_rows=rows["train"])
         classes = _classes(labels, rows["train"], cells.setup.unlabeled_category)
+        if text := _unlearned(labels, classes, cells.setup.unlabeled_category):
+            warnings.warn(text, CellxPertWarning, stacklevel=3)  # the caller of CellxPert.train
         network = Network.from_config(
             config, feature_modality=vocabulary.role_of_feature.tolist(), n_labels=len(classes), seed=seed
         )
@@ -209,11 +218,14 @@ def split_cells(cells: Cells, labels: pd.Series | None, arguments: TrainArgument
         raise ConfigError("train(train_size=)", found=repr(arguments.train_size), fix="give a share in (0, 1]")
     if arguments.split_key is not None:
         values = cells.obs(arguments.split_key)
-        if set(values.dropna().astype(str).str.lower()) & {"train", "training"}:
+        if names_parts(values):
             parts = column_split(values, where=f"obs[{arguments.split_key!r}]")
             for part, positions in parts.items():
                 split.iloc[positions] = part
             return split
+        if held_out == 0:
+            found = f"1, and split_key={arguments.split_key!r} names groups to hold out"
+            raise SplitError("train(train_size=)", found=found, fix="give train_size=0.9, or no split_key")
         held = group_split(values, held_out=held_out, rng=rng)[1]
     elif held_out == 0:
         return split
@@ -230,6 +242,19 @@ def _classes(labels: pd.Series | None, train_rows: npt.NDArray[np.int64], unlabe
     if labels is None:
         return ()
     return tuple(sorted(set(labels.iloc[train_rows]) - {unlabeled_category}))
+
+
+def _unlearned(labels: pd.Series | None, classes: tuple[str, ...], unlabeled_category: str) -> str:
+    """What to say of labels that no training cell has; empty if there are none."""
+    if labels is None:
+        return ""
+    counts = labels[~labels.isin([*classes, unlabeled_category])].astype(str).value_counts().sort_index()
+    if counts.empty:
+        return ""
+    shown = ", ".join(f"{label!r} ({n} cells)" for label, n in counts.head(_MAX_LABELS_SHOWN).items())
+    if len(counts) > _MAX_LABELS_SHOWN:
+        shown += f" and {len(counts) - _MAX_LABELS_SHOWN} more"
+    return f"no training cell has the labels {shown}: they are not learned, and not in the validation metrics of labels"
 
 
 def _fingerprint(
