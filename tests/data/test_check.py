@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import anndata as ad
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from cellxpert.data import check as check_module
 from cellxpert.data.check import advise_layer, check_structure, check_values, scan_values
 from cellxpert.data.matrix import blocks
 from cellxpert.errors import (
+    BackedFileError,
     LayerError,
     MatrixTypeError,
     NegativeValueError,
@@ -274,3 +276,30 @@ def test_backed_files_are_scanned_in_full(form, tmp_path):
 def test_errors_of_the_layer_come_first():
     with pytest.raises(LayerError, match="no layer 'x'"):
         values(anndata(counts()), "x")
+
+
+@pytest.mark.parametrize(
+    ("form", "part"), [("csr", "X/data"), ("csc", "X/indices"), ("csr", "X/indptr"), ("dense", "X")]
+)
+def test_a_damaged_file_is_an_error_of_its_own(form, part, tmp_path):
+    anndata(FORMS[form](counts())).write_h5ad(tmp_path / "a.h5ad", compression="gzip")
+    with h5py.File(tmp_path / "a.h5ad") as file:
+        chunk = file[part].id.get_chunk_info(0)
+    with (tmp_path / "a.h5ad").open("r+b") as file:
+        file.seek(chunk.byte_offset)
+        file.write(b"\xff" * chunk.size)
+    adata = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    with pytest.raises(BackedFileError, match=r"adata\.X: [\s\S]*it is damaged") as caught:
+        values(adata)
+    assert caught.value.__cause__ is not None
+    adata.file.close()
+
+
+def test_a_file_that_can_be_read_but_contradicts_itself_is_not_called_damaged(tmp_path):
+    anndata(FORMS["csr"](counts())).write_h5ad(tmp_path / "a.h5ad")
+    with h5py.File(tmp_path / "a.h5ad", "r+") as file:
+        file["X/indptr"][3] = file["X/indptr"][5]
+    adata = ad.read_h5ad(tmp_path / "a.h5ad", backed="r")
+    with pytest.raises(SparseStructureError, match="indptr decreases at"):
+        values(adata)
+    adata.file.close()

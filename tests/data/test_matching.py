@@ -15,9 +15,9 @@ NAMES = tuple(sorted(["CD3E", "CD19", "ACTB", "GATA1", "KLF1", "LYZ", "NKG7", "M
 IDS = tuple(f"ENSG{i:011d}" for i in range(10))
 
 
-def block(names=NAMES, ids=IDS, counts=None):
+def block(names=NAMES, ids=IDS, counts=None, role="rna"):
     counts = np.ones(len(names)) if counts is None else np.asarray(counts, float)
-    return FeatureBlock("rna", tuple(names), ids, np.full(48, np.inf), np.zeros(50), counts, "log")
+    return FeatureBlock(role, tuple(names), ids, np.full(48, np.inf), np.zeros(50), counts, "log")
 
 
 def match(names, ids=None, of=None, **kwargs):
@@ -102,3 +102,24 @@ def test_no_ids_on_either_side():
     assert match(NAMES) == list(range(10))
     with pytest.raises(FeatureOverlapError, match="only 0.0%"):
         match([str(i) for i in range(10)], of=block(ids=None))
+
+
+def test_the_advice_names_no_argument_that_no_method_takes():
+    with pytest.raises(FeatureOverlapError, match=r"Fix: give the names or Ensembl ids the model knows$"):
+        match(["x", "y"])
+
+
+@pytest.mark.parametrize(
+    ("theirs", "hint"),
+    [
+        ("1:{}-{}", "100% would match but for their separators or 'chr' prefix"),
+        ("chr1_{}_{}", "100% would match but for their separators or 'chr' prefix"),
+        ("chr1:5{}-5{}", "peaks are matched by name: another genome build or peak call"),
+    ],
+)
+def test_peaks_that_do_not_overlap_are_explained(theirs, hint):
+    places = [(i, i + 5) for i in range(10, 20)]
+    peaks = block(names=[f"chr1:{a}-{b}" for a, b in places], ids=None, role="atac")
+    with pytest.raises(FeatureOverlapError, match=hint) as caught:
+        match([theirs.format(a, b) for a, b in places], of=peaks)
+    assert "count fragments in the model's peaks" in str(caught.value)

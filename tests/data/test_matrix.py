@@ -151,8 +151,10 @@ def test_blocks_share_the_memory_of_a_matrix():
 
 def test_a_missing_layer_is_named_with_those_that_exist():
     adata = named(counts())
-    with pytest.raises(LayerError, match=r"no layer 'counts'[\s\S]*\['m'\]"):
+    with pytest.raises(LayerError, match=r"no layer 'counts'[\s\S]*set it up with one of the layers \['m'\]"):
         choose_matrix(adata, "counts", where="adata")
+    with pytest.raises(LayerError, match="there are no layers; set it up without one to read X"):
+        choose_matrix(ad.AnnData(counts()), "counts", where="adata")
 
 
 def test_no_values_in_x_is_an_error_that_points_to_the_layers():
@@ -191,3 +193,10 @@ def test_dtypes_that_are_no_numbers_are_refused(values, message):
     adata.layers["m"] = values
     with pytest.raises(MatrixTypeError, match=message):
         choose_matrix(adata, "m", where="adata")
+
+
+def test_a_matrix_of_another_shape_is_refused():
+    adata = ad.AnnData(counts())
+    adata._X = adata._X[:10]
+    with pytest.raises(LayerError, match=r"adata\.X: shape \(10, \d+\) instead of \(\d+, \d+\)"):
+        choose_matrix(adata, None, where="adata")

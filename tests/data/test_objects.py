@@ -11,15 +11,13 @@ import pandas as pd
 import pytest
 
 from cellxpert.data.cells import Cells
-from cellxpert.data.objects import check_anndata, check_columns, check_mudata, check_names, check_object, refuse_view
+from cellxpert.data.objects import check_anndata, check_columns, check_mudata, check_object, refuse_view
 from cellxpert.data.record import ModalitySetup, Setup
 from cellxpert.errors import (
     DuplicateNamesError,
     EmptyDataError,
-    FeatureNameError,
     MuDataError,
     ObjectTypeError,
-    TransposedError,
     ViewError,
 )
 
@@ -49,7 +47,7 @@ SpatialData.__module__ = "spatialdata._core"
         (Path("pbmc.h5mu"), r"mudata\.read_h5mu\('pbmc\.h5mu'\)"),
         (np.ones((2, 2)), r"anndata\.AnnData\(X"),
         (pd.DataFrame({"a": [1]}), "DataFrame"),
-        (SpatialData(), r"sdata\.tables"),
+        (SpatialData(), r"setup_anndata\(sdata\.tables\['table'\]\)$"),
         ([1, 2], "builtins.list"),
     ],
 )
@@ -135,59 +133,6 @@ def test_views():
         refuse_view(mdata[:2], "setup_mudata")
 
 
-BARCODES = ["AAACCTGAGCAATCTC-1", "AAACCTGAGCAATCTG-1", "run1#TTTCCTGAGCAATCTC"]
-ENSEMBL = ["ENSG00000198851.9", "ENSMUSG00000032093", "ENSG00000075624"]
-PEAKS = ["chr1:100-200", "chrX_5000_6000", "1:10000-10500"]
-
-
-@pytest.mark.parametrize(
-    ("cells", "features"),
-    [
-        (["x", "y", "z"], BARCODES),
-        (ENSEMBL, ["a", "b"]),
-        (PEAKS, ["a", "b"]),
-        (["Actb", "Gapdh", "B2m", "Foo"], ["a", "b"]),
-    ],
-)
-def test_exchanged_cells_and_features(cells, features):
-    adata = anndata(cells, features)
-    with pytest.raises(TransposedError, match=r"adata\.T"):
-        check_names(adata, "rna", where="adata")
-    check_names(adata.T, "rna", where="adata")
-
-
-@pytest.mark.parametrize(
-    ("cells", "features"),
-    [
-        (BARCODES, ENSEMBL),
-        (BARCODES, PEAKS),
-        (BARCODES, ["ACGTACGTACGTACG", "ACGTACGTACGTACC"]),  # k-mers
-        (ENSEMBL, ENSEMBL),  # one profile per perturbed gene
-        (["ACTB", "GAPDH", "B2M"], ["ACTB", "GAPDH", "B2M"]),
-        (["20220520_TsH_th152_001_1", "20220520_TsH_th152_001_2"], ["MPO", "SMA"]),
-    ],
-)
-def test_unusual_names_that_are_fine(cells, features):
-    assert check_names(anndata(cells, features), "rna", where="adata") == []
-
-
-def test_positions_are_no_names():
-    with pytest.raises(FeatureNameError, match=r"numbers, e\.g\. \['0', '1', '2'\]"):
-        check_names(anndata(2, ["0", "1", "2"]), "rna", where="adata")
-    check_names(anndata(2, ["0", "1", "g"]), "rna", where="adata")
-
-
-def test_antibodies_in_the_rna_matrix_are_reported():
-    mixed = anndata(2, ["CD3E", "CD3_TotalSeqB", "ADT_CD4"])
-    (note,) = check_names(mixed, "rna", where="adata")
-    assert "2 of 3 features" in note
-    assert check_names(mixed, "protein", where="adata") == []
-    typed = anndata(2, ["CD3E", "CD3"])
-    typed.var["feature_types"] = pd.Categorical(["Gene Expression", "Antibody Capture"])
-    (note,) = check_names(typed, "rna", where="adata")
-    assert "['CD3']" in note
-
-
 def notes_of(mdata, **keys):
     modalities = tuple(ModalitySetup(role=r, name=r) for r in ("rna", "atac") if r in mdata.mod)
     return check_columns(Cells.open(mdata, Setup(modalities=modalities, **keys)))
@@ -248,3 +193,35 @@ def test_cells_without_any_modality_of_the_setup_are_reported():
     mdata = md.MuData({"rna": anndata(cells[:5]), "adt": anndata(cells, ["x"])})
     (note,) = check_columns(Cells.open(mdata, Setup(modalities=(ModalitySetup(role="rna", name="rna"),))))
     assert note == "1 cells have none of the modalities ['rna'], e.g. ['cell5']"
+
+
+@pytest.mark.parametrize(
+    "spell", [lambda n: f"{n}-1", str.upper, lambda n: f"adt_{n}", lambda n: f"Adt#{n.upper()}"], ids="abcd"
+)
+def test_modalities_whose_cells_differ_in_spelling_only_are_reported(spell):
+    cells = [f"c{i}" for i in range(6)]
+    mdata = md.MuData({"rna": anndata(cells), "atac": anndata(map(spell, cells[::-1]), ["p0"])})
+    (note,) = notes_of(mdata)
+    assert (
+        f"share no cell, yet their names differ by a prefix, a suffix or case only, e.g. 'c0' and {spell('c0')!r}"
+        in note
+    )
+
+
+def test_modalities_of_other_cells_are_fine():
+    cells = [f"cell_{i}" for i in range(12)]
+    assert notes_of(md.MuData({"rna": anndata(cells[:6]), "atac": anndata(cells[6:], ["p0"])})) == []
+    assert (
+        notes_of(md.MuData({"rna": anndata(cells[:11]), "atac": anndata(cells[11:], ["p0"])})) == []
+    )  # "cell" is no name
+    one_in_both = md.MuData({"rna": anndata(["c0", "c1", "c2"]), "atac": anndata(["c0", "c1-1", "c2-1"], ["p0"])})
+    assert notes_of(one_in_both) == []
+
+
+def test_a_label_that_may_mean_unknown_is_reported():
+    mdata = both()
+    mdata.obs["case"] = ["unknown"] * 4 + ["x"] * 4 + ["y"] * 4
+    (note,) = notes_of(mdata, labels_key="case")
+    assert "'unknown' is read as a label" in note
+    assert "pass unlabeled_category='unknown'" in note
+    assert notes_of(mdata, labels_key="case", unlabeled_category="unknown") == []

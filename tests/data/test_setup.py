@@ -23,6 +23,7 @@ from cellxpert.errors import (
     CategoryError,
     CellxPertWarning,
     ConfigError,
+    DuplicateNamesError,
     LayerError,
     MissingValuesError,
     ModalityError,
@@ -272,6 +273,31 @@ def test_a_query_is_read_as_the_model_was_unless_it_says_otherwise():
     assert query_setup(setup, query) == own
     with pytest.raises(ModalityError, match="none of the modalities"):
         query_setup(setup, md.MuData({"x": anndata(CELLS, ["A"])}))
+
+
+def test_a_query_without_the_layer_of_the_model_is_told_to_name_its_counts():
+    mdata = trio()
+    mdata["gex"].layers["counts"] = mdata["gex"].X.copy()
+    setup = setup_mudata(mdata, **ROLES, layers={"rna": "counts"})
+    call = r"call cellxpert\.CellxPert\.setup_mudata\(mdata, rna='gex', layers=\{'rna': \.\.\.\}\)"
+    with pytest.raises(LayerError, match=rf"query\['gex'\]: no layer 'counts'[\s\S]*{call}"):
+        query_setup(setup, trio())
+    with pytest.raises(LayerError, match=r"setup_anndata\(adata, layer=\.\.\.\)"):
+        query_setup(setup, trio()["gex"])
+    query = trio()
+    own = setup_mudata(query, protein="adt")
+    assert query_setup(setup, query) == own
+    assert query_setup(setup, mdata) == setup
+
+
+def test_names_are_checked():
+    mdata = md.MuData({"rna": anndata(CELLS, ["ENSG00000000001.1", "ENSG00000000001.2", "ENSG00000000002"])})
+    with pytest.raises(DuplicateNamesError, match=r"mdata\['rna'\]\.var_names"):
+        setup_mudata(mdata, rna="rna")
+    genes = anndata(CELLS, ["CD3E", "MS4A1"])
+    with pytest.warns(CellxPertWarning, match="2 of 2 peaks are not named"):
+        setup = setup_anndata(genes, modality="atac")
+    assert len(read_setup(genes).notes) == len(setup.notes) == 1
 
 
 def test_a_model_of_one_matrix_reads_a_mudata():

@@ -12,15 +12,13 @@ from scipy import sparse
 
 from cellxpert.data import obs as columns
 from cellxpert.data.matrix import RowReader
-from cellxpert.data.objects import ENSEMBL_GENE
+from cellxpert.data.names import ensembl_ids
 from cellxpert.errors import ModalityError, MuDataError, ObjectTypeError
 
 if TYPE_CHECKING:
     from cellxpert.data.record import Setup
 
 __all__ = ["Cells", "modality_rows"]
-
-_ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl_ids", "ensembl", "feature_id", "gene_ids-0")
 
 
 def modality_rows(mdata: MuData, name: str) -> np.ndarray:
@@ -177,11 +175,8 @@ class Cells:
         """
         if role == "atac":
             return None
-        adata = self.adata(role)
-        candidates = [adata.var_names, *(adata.var[c] for c in _ID_COLUMNS if c in adata.var)]
-        found = [[str(v).split(".")[0] if ENSEMBL_GENE.match(str(v)) else "" for v in values] for values in candidates]
-        counts = [sum(map(bool, ids)) for ids in found]
-        return np.asarray(found[int(np.argmax(counts))], dtype=str) if max(counts) else None
+        _, ids = ensembl_ids(self.adata(role))
+        return ids if (ids != "").any() else None
 
     def obs(self, key: str) -> pd.Series:
         """Column of ``obs`` in the order of :attr:`obs_names`: from the modalities first, then from the MuData itself.

@@ -10,7 +10,7 @@ import numpy as np
 from anndata import AnnData
 from scipy import sparse
 
-from cellxpert.data.matrix import Block, RowReader, blocks, choose_matrix, is_backed, storage
+from cellxpert.data.matrix import Block, RowReader, blocks, choose_matrix, file_errors, is_backed, storage
 from cellxpert.errors import (
     CellxPertError,
     MatrixTypeError,
@@ -88,7 +88,14 @@ def scan_values(matrix: Any, *, where: str) -> ValueScan:
     ------
     SparseStructureError
         If the matrix is sparse and contradicts itself.
+    BackedFileError
+        If the file behind a backed matrix cannot be read.
     """
+    with file_errors(matrix, where):
+        return _scan(matrix, where)
+
+
+def _scan(matrix: Any, where: str) -> ValueScan:
     check_structure(matrix, where=where)
     kind = storage(matrix)
     totals = np.zeros(matrix.shape[0])
@@ -166,7 +173,8 @@ def check_values(adata: AnnData, layer: str | None, *, counts: str, role: str, w
 
     Raises
     ------
-    LayerError, MatrixTypeError, SparseStructureError, NonFiniteError, NegativeValueError, NotCountsError
+    LayerError, MatrixTypeError, BackedFileError, SparseStructureError, NonFiniteError, NegativeValueError,
+    NotCountsError
     """
     matrix = choose_matrix(adata, layer, where=where)
     place = f"{where}.X" if layer is None else f"{where}.layers[{layer!r}]"

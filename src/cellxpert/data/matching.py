@@ -139,6 +139,19 @@ def _organisms(ids: npt.ArrayLike | None, block: FeatureBlock) -> str:
     )
 
 
+def _peak_hint(names: npt.NDArray[np.str_], block: FeatureBlock, share: float) -> str:
+    """Peaks are matched by name only; say whether spelling or place is what differs."""
+
+    def plain(name: str) -> str:
+        return re.sub(r"[:_-]+", "-", name.casefold()).removeprefix("chr")
+
+    known = {plain(name) for name in block.names}
+    alike = len(known.intersection(map(plain, names.tolist()))) / len(block.names)
+    if alike > share + 0.2:
+        return f"; {alike:.0%} would match but for their separators or 'chr' prefix"
+    return "; peaks are matched by name: another genome build or peak call?"
+
+
 def _gate(
     found: npt.NDArray[np.int64],
     names: npt.NDArray[np.str_],
@@ -155,12 +168,18 @@ def _gate(
         hint = _organisms(ids, block)
         if not hint and alike > share["features"] + 0.2:
             hint = f"; {alike:.0%} would match but for upper and lower case: another organism (mouse Actb, human ACTB)?"
+        fix = "give the names or Ensembl ids the model knows"
+        if block.role == "atac":
+            hint, fix = (
+                _peak_hint(names, block, share["features"]),
+                "count fragments in the model's peaks, named as there",
+            )
         missing = np.setdiff1d(np.arange(len(block.names)), found)
         absent = _examples(np.asarray(block.names)[missing])
         raise FeatureOverlapError(
             f"features of {block.role}",
             found=f"only {text}{hint}. Here: {_examples(names)}; absent: {absent}",
-            fix=f"give the names or Ensembl ids the model knows, or pass min_overlap= (now {min_overlap})",
+            fix=fix,
         )
     if min(share.values()) < _WARN_BELOW:
         warnings.warn(f"{block.role}: found {text}; the others are absent tokens", CellxPertWarning, stacklevel=4)

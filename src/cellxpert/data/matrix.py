@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -11,9 +12,9 @@ from anndata import AnnData
 from anndata.abc import CSCDataset, CSRDataset
 from scipy import sparse
 
-from cellxpert.errors import BackedFileError, LayerError, MatrixTypeError
+from cellxpert.errors import BackedFileError, CellxPertError, LayerError, MatrixTypeError
 
-__all__ = ["BLOCK_VALUES", "Block", "RowReader", "blocks", "choose_matrix", "is_backed", "storage"]
+__all__ = ["BLOCK_VALUES", "Block", "RowReader", "blocks", "choose_matrix", "file_errors", "is_backed", "storage"]
 
 BLOCK_VALUES = 1 << 20
 """Values looked at in one step: small enough for the cache, large enough for NumPy."""
@@ -56,7 +57,9 @@ def choose_matrix(adata: AnnData, layer: str | None, *, where: str) -> Any:
     """
     if layer is not None and layer not in adata.layers:
         have = sorted(adata.layers)
-        fix = f"use one of the layers {have}, or None for X" if have else "there are no layers; leave it out to read X"
+        fix = f"set it up with one of the layers {have}, or without one to read X"
+        if not have:
+            fix = "there are no layers; set it up without one to read X"
         raise LayerError(f"{where}.layers", found=f"no layer {layer!r}", fix=fix)
     place = f"{where}.X" if layer is None else f"{where}.layers[{layer!r}]"
     try:
@@ -110,6 +113,24 @@ def storage(matrix: Any) -> Literal["csr", "csc", "dense"] | None:
 def is_backed(matrix: Any) -> bool:
     """Say whether the values are in a file."""
     return isinstance(matrix, CSRDataset | CSCDataset) or type(matrix).__module__.split(".")[0] in {"h5py", "zarr"}
+
+
+@contextmanager
+def file_errors(matrix: Any, where: str) -> Iterator[None]:
+    """Say of a backed matrix that its file cannot be read, whatever the library of the file raises.
+
+    Raises
+    ------
+    BackedFileError
+        If reading fails inside of the block.
+    """
+    try:
+        yield
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        if isinstance(error, CellxPertError) or not is_backed(matrix):
+            raise
+        fix = "open the file again and make the call anew; if that fails too, it is damaged: restore it from its source"
+        raise BackedFileError(where, found=str(error), fix=fix) from error
 
 
 class Block(NamedTuple):
@@ -179,12 +200,8 @@ class RowReader:
         if not is_backed(matrix):
             return _canonical(matrix[rows])
         unique, inverse = np.unique(rows, return_inverse=True)
-        try:
+        with file_errors(matrix, self._where):
             block = _canonical(_read_sorted(matrix, unique))
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
-            raise BackedFileError(
-                self._where, found=str(error), fix="open the file again and make the call anew"
-            ) from error
         in_order = len(unique) == len(rows) and bool((inverse[:-1] < inverse[1:]).all())
         return block if in_order else _canonical(block[inverse])
 
@@ -194,7 +211,8 @@ class RowReader:
             matrix = choose_matrix(self._adata, self._layer, where=self._where)
             kind = storage(matrix)
             if kind == "csc" and is_backed(matrix):
-                matrix = matrix.to_memory()
+                with file_errors(matrix, self._where):
+                    matrix = matrix.to_memory()
             if kind != "dense" and not is_backed(matrix):
                 # views, sparse arrays and their subclasses become the plain class, which shares their memory;
                 # scipy stores float16 but does not compute with it

@@ -1,8 +1,8 @@
-"""Checks of an object's form: its type, names of cells and features, and the columns of a setup."""
+"""Checks of an object's form: its type, that names occur once, and the cells and columns of a setup."""
 
 from __future__ import annotations
 
-import re
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +14,8 @@ from cellxpert.data.obs import MISSING_TEXT
 from cellxpert.errors import (
     DuplicateNamesError,
     EmptyDataError,
-    FeatureNameError,
     MuDataError,
     ObjectTypeError,
-    TransposedError,
     ViewError,
 )
 
@@ -25,22 +23,13 @@ if TYPE_CHECKING:
     from cellxpert.data.cells import Cells
 
 __all__ = [
-    "ENSEMBL_GENE",
     "check_anndata",
     "check_columns",
     "check_mudata",
-    "check_names",
     "check_object",
     "refuse_view",
 ]
 
-ENSEMBL_GENE = re.compile(r"^ENS[A-Z]{0,6}G\d{6,}(\.\d+)?$")
-"""Ensembl gene id of any species, with or without version."""
-_BARCODE = re.compile(r"(?:^|[^A-Za-z])[ACGTN]{14,}(?:[^A-Za-z]|$)")
-_PEAK = re.compile(r"^(?:chr\w{1,20}[:_-]\d+[-_]\d+|[\w.]{1,25}:\d+-\d+)$")
-_ANTIBODY = re.compile(r"_TotalSeq[ABCD]?\b|^(?:ADT|AB)[_-]|[_-](?:ADT|protein|TotalSeq[ABCD]?)$", re.IGNORECASE)
-_HOUSEHOLD = frozenset({"ACTB", "B2M", "EEF1A1", "FTL", "GAPDH", "MALAT1", "PTPRC", "RPLP0", "RPS27", "TMSB4X", "UBC"})
-"""Genes that nearly every data set has; as names of cells they betray a transposed object."""
 _FEW = 3
 
 
@@ -56,7 +45,7 @@ def check_object(data: Any) -> None:
         read = "mudata.read_h5mu" if str(data).endswith(".h5mu") else "anndata.read_h5ad"
         found, fix = f"the path {str(data)!r}", f"read it first: {read}({str(data)!r})"
     elif kind.startswith("spatialdata"):
-        fix = "give one of its tables, e.g. sdata.tables['table'], or use setup_spatialdata"
+        fix = "give its table to setup_anndata: setup_anndata(sdata.tables['table'])"
     elif hasattr(data, "shape"):
         fix = "wrap it with names of cells and genes: anndata.AnnData(X, obs=..., var=...)"
     raise ObjectTypeError("data", found=found, fix=fix)
@@ -152,70 +141,13 @@ def refuse_view(data: AnnData | MuData, call: str) -> None:
         raise ViewError(call, found=f"a view of {data.n_obs} cells", fix=fix)
 
 
-def check_names(adata: AnnData, role: str, *, where: str) -> list[str]:
-    """Check that features have names, and that cells and features are not exchanged.
-
-    Returns
-    -------
-    Findings that are worth a warning.
-
-    Raises
-    ------
-    TransposedError
-        If names of cells look like features, or names of features like barcodes.
-    FeatureNameError
-        If names of features are numbers.
-    """
-    features, cells = adata.var_names.astype(str), adata.obs_names.astype(str)
-    if _looks_transposed(cells, features):
-        found = f"cells named {list(cells[:3])}, features named {list(features[:3])}"
-        raise TransposedError(where, found=found, fix=f"use {where}.T if cells are columns")
-    if features.str.fullmatch(r"\d+").all():
-        found = f"all names are numbers, e.g. {list(features[:3])}"
-        fix = f"{where}.var_names = {where}.var[<column of gene symbols or Ensembl ids>].astype(str)"
-        raise FeatureNameError(f"{where}.var_names", found=found, fix=fix)
-    return _foreign_features(adata, role, features, where)
-
-
-def _looks_transposed(cells: pd.Index, features: pd.Index) -> bool:
-    """Whether cells are named like features and features are not, or the other way round with barcodes."""
-    if _share(features, _BARCODE) > 0.5:
-        return _share(cells, _BARCODE) <= 0.5
-    for pattern in (ENSEMBL_GENE, _PEAK):
-        if _share(cells, pattern) > 0.5:
-            return _share(features, pattern) <= 0.5
-    known = len(_HOUSEHOLD.intersection(cells.str.upper())) >= _FEW
-    return known and not _HOUSEHOLD.intersection(features.str.upper()) and _share(features, ENSEMBL_GENE) <= 0.5
-
-
-def _share(names: pd.Index, pattern: re.Pattern[str]) -> float:
-    return float(np.mean([bool(pattern.search(n)) for n in names])) if len(names) else 0.0
-
-
-def _foreign_features(adata: AnnData, role: str, features: pd.Index, where: str) -> list[str]:
-    """Antibodies or peaks in the RNA matrix."""
-    if role != "rna":
-        return []
-    foreign = features.str.contains(_ANTIBODY)
-    if "feature_types" in adata.var:
-        foreign |= (
-            ~adata.var["feature_types"].astype(str).str.startswith(("Gene Expression", "gex", "GEX", "nan")).to_numpy()
-        )
-    if not foreign.any() or foreign.all():
-        return []
-    examples = list(features[foreign][:5])
-    return [
-        f"{where}: {int(foreign.sum())} of {len(features)} features of the RNA matrix are no genes, e.g. {examples}; "
-        "put antibodies and peaks into modalities of their own"
-    ]
-
-
 def check_columns(cells: Cells) -> list[str]:
     """Check the batch and label columns of a setup.
 
     Returns
     -------
-    Findings that are worth a warning: nothing labelled, rare labels, confounded batches, cells without a modality.
+    Findings that are worth a warning: nothing labelled, rare labels, confounded batches, cells without a modality, and
+    modalities whose cells are the same but for their names.
 
     Raises
     ------
@@ -228,6 +160,7 @@ def check_columns(cells: Cells) -> list[str]:
     if not anywhere.all():
         names = list(cells.obs_names[~anywhere][:5])
         notes.append(f"{int((~anywhere).sum())} cells have none of the modalities {list(cells.roles)}, e.g. {names}")
+    notes += _unpaired(cells)
     setup = cells.setup
     known = None if labels is None else labels[labels != setup.unlabeled_category]
     if known is not None:
@@ -239,6 +172,12 @@ def check_columns(cells: Cells) -> list[str]:
             notes.append(
                 f"{place}: {int(words.sum())} cells have a label such as 'nan' or ''; they count as unlabelled"
             )
+        near = [n for n in counts.index if n.strip().casefold() == setup.unlabeled_category.strip().casefold()]
+        if near:
+            notes.append(
+                f"{place}: {near[0]!r} is read as a label, since unlabeled_category is {setup.unlabeled_category!r}; "
+                f"pass unlabeled_category={near[0]!r} if it means that the type is not known"
+            )
         if len(counts) < 2:
             notes.append(
                 f"{place} has {len(counts)} labels besides {setup.unlabeled_category!r}: nothing to tell apart"
@@ -248,6 +187,35 @@ def check_columns(cells: Cells) -> list[str]:
     if batches is not None:
         notes += _confounded(cells, batches, known)
     return notes
+
+
+def _unpaired(cells: Cells) -> list[str]:
+    """Modalities that share no cell, though their names are the same but for a prefix, a suffix, or their case."""
+    notes = []
+    for one, other in itertools.combinations(cells.roles, 2):
+        here, there = cells.present(one), cells.present(other)
+        if (here & there).any() or not (here.any() and there.any()):
+            continue
+        names = cells.obs_names[here].astype(str), cells.obs_names[there].astype(str)
+        if pair := _same_but_for_spelling(*names):
+            notes.append(
+                f"{cells.where(one)} and {cells.where(other)} share no cell, yet their names differ by a prefix, a suffix "
+                f"or case only, e.g. {pair[0]!r} and {pair[1]!r}; give a cell one name in all modalities, and "
+                "build the MuData again"
+            )
+    return notes
+
+
+def _same_but_for_spelling(one: pd.Index, other: pd.Index) -> tuple[str, str] | None:
+    """Names of one cell in both, if most cells of the smaller modality have such a pair."""
+    for affix in (r"(?!)", r"[-_.:#|][^-_.:#|]*$", r"^[^-_.:#|]*[-_.:#|]+"):
+        plain = [names.str.casefold().str.replace(affix, "", regex=True) for names in (one, other)]
+        if not all(p.is_unique for p in plain):
+            continue  # what is left of a name no longer stands for one cell
+        common = plain[0].intersection(plain[1])
+        if 2 * len(common) > min(len(one), len(other)):
+            return one[plain[0].get_loc(common[0])], other[plain[1].get_loc(common[0])]
+    return None
 
 
 def _confounded(cells: Cells, batches: pd.Series, labels: pd.Series | None) -> list[str]:

@@ -15,11 +15,12 @@ from mudata import MuData
 from cellxpert import keys
 from cellxpert.data.cells import Cells
 from cellxpert.data.check import check_values
-from cellxpert.data.objects import check_anndata, check_columns, check_mudata, check_names, refuse_view
+from cellxpert.data.names import check_names
+from cellxpert.data.objects import check_anndata, check_columns, check_mudata, refuse_view
 from cellxpert.data.obs import closest
 from cellxpert.data.record import ModalitySetup, Setup
 from cellxpert.data.vocabulary import MODALITIES
-from cellxpert.errors import CellxPertWarning, ConfigError, ModalityError, NotSetUpError
+from cellxpert.errors import CellxPertWarning, ConfigError, LayerError, ModalityError, NotSetUpError
 
 __all__ = [
     "ModalitySetup",
@@ -261,6 +262,8 @@ def query_setup(setup: Setup, data: AnnData | MuData) -> Setup:
     ------
     ModalityError
         If the object has none of the modalities.
+    LayerError
+        If a modality lacks the model's layer.
     """
     (check_anndata if isinstance(data, AnnData) else check_mudata)(data)
     if keys.SETUP in data.uns.get(keys.INFO, {}):
@@ -277,6 +280,15 @@ def query_setup(setup: Setup, data: AnnData | MuData) -> Setup:
     if not modalities:
         wanted = [m.name or m.role for m in setup.modalities]
         raise ModalityError("query", found=f"none of the modalities {wanted}", fix="call setup_mudata on it first")
+    for m in modalities:
+        adata = data if m.name is None else data.mod[m.name]
+        if m.layer is not None and m.layer not in adata.layers:
+            found = f"no layer {m.layer!r}, which the model was set up with; it has {sorted(adata.layers)}"
+            call = "setup_anndata(adata, layer=...)"
+            if m.name is not None:
+                call = f"setup_mudata(mdata, {m.role}={m.name!r}, layers={{{m.role!r}: ...}})"
+            fix = f"say where its counts are: call cellxpert.CellxPert.{call} on it, None for X"
+            raise LayerError("query" if m.name is None else f"query[{m.name!r}]", found=found, fix=fix)
     kept = {k: v if (v := getattr(setup, k)) in columns else None for k in ("batch_key", "labels_key")}
     return replace(setup, modalities=modalities, notes=(), **kept)
 
