@@ -29,6 +29,7 @@ BARS: tuple[tuple[str, str, str, str, float], ...] = (
     ("embed-1024", "cellxpert-base", "share_of_peak", ">=", 0.7),
     ("embed-2048", "cellxpert-base", "share_of_peak", ">=", 0.7),
     ("train-1024", "cellxpert-base", "share_of_peak", ">=", 0.7),
+    ("train-2048", "cellxpert-base", "share_of_peak", ">=", 0.7),
     ("experts-2048", "cellxpert-experts", "time_vs_dense_feed_forward", "<=", 1.10),
     ("experts-4096", "cellxpert-experts", "time_vs_dense_feed_forward", "<=", 1.10),
     ("experts-8192", "cellxpert-experts", "time_vs_dense_feed_forward", "<=", 1.10),
