@@ -64,7 +64,6 @@ def test_cls_pooling_reads_cls_alone():
     assert [name for name, _ in head.named_parameters()] == ["norm.weight"]
     found = head(tokens, LAYOUT, feature_T=FEATURES, bin_T=BINS)
     torch.testing.assert_close(found, head.norm(tokens[[0, 1, 5, 7]]))
-    head.start_from(torch.zeros(5), torch.zeros(5, 2))  # nothing to start
 
 
 def test_reading_starts_at_given_components():

@@ -52,10 +52,9 @@ class CellHead(nn.Module):
 
     @torch.no_grad()
     def start_from(self, usual_V: Tensor, vector_VN: Tensor) -> None:
-        """Set the usual shares, and the first N coordinates of the features' vectors (the others become 0)."""
-        if self.pooling == "mean":
-            self.usual_V.copy_(usual_V)
-            self.feature.weight.zero_()[:, : vector_VN.shape[1]] = vector_VN.to(self.feature.weight)
+        """Set, for pooling ``"mean"``, the usual shares and the first N coordinates of the features' vectors (the others become 0)."""
+        self.usual_V.copy_(usual_V)
+        self.feature.weight.zero_()[:, : vector_VN.shape[1]] = vector_VN.to(self.feature.weight)
 
     def reading(self, layout: Layout, *, feature_T: Tensor, bin_T: Tensor) -> Tensor:
         """Return the linear reading, (B, D); a modality that a cell lacks adds nothing."""

@@ -110,10 +110,6 @@ class Network(nn.Module):
         assert log_frequency_VK.shape == (self.n_features, self.n_bins), log_frequency_VK.shape
         self.bins.prior.weight[: self.n_features] = log_frequency_VK.to(self.bins.prior.weight)
 
-    def start_from(self, *, usual_V: Tensor, vector_VN: Tensor) -> None:
-        """Start the cell vector as a linear reading, e.g. the principal components of the training cells."""
-        self.cell.start_from(usual_V, vector_VN)
-
     def encode(self, batch: Batch) -> Encoded:
         """Read cells. Padding is dropped first, so a vector does not depend on the layout or on the company."""
         layout = Layout.of(batch.lengths_B, batch.feature_T.device)

@@ -154,7 +154,7 @@ def _start_from_data(network: Network, tokens: Tokens, rows: npt.NDArray[np.int6
             max_components=min(network.config.width, MAX_COMPONENTS),
             seed=seed,
         )
-        network.start_from(usual_V=torch.from_numpy(usual_V), vector_VN=torch.from_numpy(vector_VN))
+        network.cell.start_from(torch.from_numpy(usual_V), torch.from_numpy(vector_VN))
 
 
 def _run(
