@@ -17,6 +17,7 @@ __all__ = ["TASKS", "Case", "Measurement", "Options", "Task", "get_task"]
 
 TASKS: Mapping[str, str] = {
     "annotation": "benchmarks.tasks.annotation",
+    "perturbation": "benchmarks.tasks.perturbation",
     "speed": "benchmarks.tasks.speed",
     "speed-gpu": "benchmarks.tasks.speed_gpu",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol
@@ -10,7 +10,7 @@ from typing import Protocol
 import anndata
 import numpy as np
 
-__all__ = ["ANNOTATION", "Annotator", "Entry", "Prediction", "make"]
+__all__ = ["ANNOTATION", "PERTURBATION", "Annotator", "Entry", "Prediction", "Predictor", "make", "make_predictor"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,24 @@ class Annotator(Protocol):
 
     def predict(self, adata: anndata.AnnData) -> Prediction:
         """Label other cells, raw counts in ``adata.X``."""
+
+
+class Predictor(Protocol):
+    """A method that predicts what perturbations do.
+
+    One that also has ``predict_cells(condition) -> cells x genes`` is asked for single cells where these are scored.
+    """
+
+    def fit(self, adata: anndata.AnnData, conditions: np.ndarray, *, control: str) -> None:
+        """Learn from perturbed and control cells.
+
+        ``X`` has raw counts, ``layers["log1p"]`` the scale that predictions are asked in; ``conditions`` says per cell what
+        was perturbed (targets joined by ``+``) or ``control``. Where conditions are cell types of stimulated cells,
+        ``obs["cell_type"]`` has the type of every cell.
+        """
+
+    def predict(self, conditions: Sequence[str]) -> np.ndarray:
+        """Return the mean profile of the cells of each condition, conditions x genes, on the scale of the training cells."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +77,39 @@ ANNOTATION: Mapping[str, Entry] = {
 }
 """Methods of the task ``annotation``."""
 
+PERTURBATION: Mapping[str, Entry] = {
+    name: Entry(module="benchmarks.methods.perturbation", maker=name)
+    for name in (
+        "control_mean",
+        "perturbed_mean",
+        "perturbed_mean_cells",
+        "target_only",
+        "linear",
+        "knn",
+        "linear_gene_sets",
+        "knn_gene_sets",
+        "knn_gene_sets_shrunk",
+        "same_condition",
+        "same_condition_shrunk",
+        "additive",
+        "matching_mean",
+        "linear_members",
+        "gauss_conditional",
+        "control_stratified",
+        "type_control",
+        "mean_shift",
+        "nearest_type_shift",
+        "latent_shift",
+    )
+}
+"""Methods of the task ``perturbation``; which of them a data set is given to is said in ``data_sets_perturbation.py``."""
+
 
 def make(entry: Entry, *, seed: int, quick: bool) -> Annotator:
     """Import a method and make it."""
     return getattr(import_module(entry.module), entry.maker)(seed=seed, quick=quick)
+
+
+def make_predictor(entry: Entry, *, seed: int, quick: bool, gene_sets: Mapping[str, Sequence[str]]) -> Predictor:
+    """Import a method of the task ``perturbation`` and make it; ``gene_sets`` is what it may know of genes beforehand."""
+    return getattr(import_module(entry.module), entry.maker)(seed=seed, quick=quick, gene_sets=gene_sets)

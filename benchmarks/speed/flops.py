@@ -64,4 +64,5 @@ def decoder_flops(config: NetworkConfig, *, n_memory: Sequence[int], n_queries: 
         return config.decoder_layers * feed_forward * cells * n_queries + gain + answer
     n_keys = sum(n_memory) + cells * n_values
     attention = 4 * width**2 * (n_keys + cells * n_queries) + 4 * width * n_queries * n_keys
-    return config.decoder_layers * (attention + feed_forward * cells * n_queries) + answer
+    factors = 4 * cells * n_queries * n_values * config.n_factors  # two sums over what is visible
+    return config.decoder_layers * (attention + feed_forward * cells * n_queries) + answer + factors

@@ -14,7 +14,15 @@ from benchmarks.speed.flops import active_decoder_parameters, active_encoder_par
 from benchmarks.speed.step import step_of
 from cellxpert.config import ModelConfig, preset
 
-__all__ = ["GENEFORMER_VOCABULARY", "DenseBert", "geneformer_v1", "per_cell_digitize", "training_step"]
+__all__ = [
+    "GENEFORMER_VOCABULARY",
+    "DenseBert",
+    "MaskedBert",
+    "active_parameters",
+    "geneformer_v1",
+    "per_cell_digitize",
+    "training_step",
+]
 
 GENEFORMER_VOCABULARY = 25_426
 """25,424 genes, <pad> and <mask> (Theodoris et al. 2023)."""
@@ -118,6 +126,55 @@ class DenseBert(nn.Module):
             return vectors
         hidden = labels >= 0
         return nn.functional.cross_entropy(self.head(vectors[hidden]), labels[hidden])
+
+
+def active_parameters(config: ModelConfig) -> int:
+    """Parameters of a BERT whose tokens meet as many matrix weights as ours do, encoder and decoder."""
+    width = config.network.width
+    embeddings = (config.tokens.n_genes + config.tokens.n_bins + 1) * width
+    return active_encoder_parameters(config.network) + active_decoder_parameters(config.network) + embeddings
+
+
+class MaskedBert(nn.Module):
+    """A masked model of bins, BERT-style: a token is a gene and a bin, one of the bins being the mask; one answer per token.
+
+    As wide as ours, with as many layers as encoder and decoder together; the feed-forward is widened until all parameters are
+    as many as asked for. Its head is computed for the tokens asked for alone.
+
+    Parameters
+    ----------
+    config
+        Ours.
+    n_parameters
+        Parameters altogether.
+    length
+        Tokens (learned positions).
+    """
+
+    def __init__(self, config: ModelConfig, *, n_parameters: int, length: int) -> None:
+        super().__init__()
+        network, self.n_features, self.n_bins = config.network, config.tokens.n_genes, config.tokens.n_bins
+        layers, width = network.encoder_layers + network.decoder_layers, network.width
+        rest = n_parameters - (self.n_features + self.n_bins + 3 + length) * width - self.n_bins * (width + 1)
+        hidden = round((rest / layers - 4 * width**2 - 9 * width) / (2 * width + 1))  # with biases and norms
+        torch.manual_seed(0)
+        shape = BertConfig(
+            vocab_size=self.n_features,
+            type_vocab_size=self.n_bins + 1,
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=network.n_heads,
+            intermediate_size=hidden,
+            max_position_embeddings=length,
+            attn_implementation="sdpa",
+        )
+        self.body = BertModel(shape, add_pooling_layer=False)
+        self.head = nn.Linear(width, self.n_bins)
+
+    def forward(self, id_1L: Tensor, bin_1L: Tensor, asked: Tensor) -> Tensor:
+        """Return logits over bins of the tokens asked for, (asked, bins)."""
+        vectors_1LD = self.body(input_ids=id_1L, token_type_ids=bin_1L).last_hidden_state
+        return self.head(vectors_1LD[0, asked])
 
 
 def training_step(method: str, *, length: int, n_cells: int) -> Callable[[], None]:

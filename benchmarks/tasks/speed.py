@@ -33,6 +33,9 @@ BARS: tuple[tuple[str, str, str, str, float], ...] = (
     ("experts-2048", "cellxpert-experts", "time_vs_dense_feed_forward", "<=", 1.10),
     ("experts-4096", "cellxpert-experts", "time_vs_dense_feed_forward", "<=", 1.10),
     ("experts-8192", "cellxpert-experts", "time_vs_dense_feed_forward", "<=", 1.10),
+    ("steps-1024", "cellxpert-base", "speed_vs_bert_four_passes", ">=", 100.0),
+    ("steps-1024", "cellxpert-base", "speed_vs_bert_two_passes", ">=", 60.0),
+    ("pseudo-likelihood-1024", "cellxpert-base", "speed_vs_masked_passes", ">=", 1000.0),
 )
 """(split, method, metric, relation, bar)."""
 
@@ -61,6 +64,10 @@ def cases(options: Options) -> Iterator[Case]:
     for n_tokens in (512,) if quick else (2048, 4096, 8192):
         run = partial(call, timed, "experts", n_tokens=n_tokens, repeats=repeats)
         yield Case(data="random_tokens", split=f"experts-{n_tokens}", seed=0, method="cellxpert-experts", run=run)
+    length, sampling = 256 if quick else 1024, "benchmarks.speed.sampling"
+    for what, function in (("steps", "steps"), ("pseudo-likelihood", "pseudo_likelihood")):
+        run = partial(call, sampling, function, length=length, repeats=repeats)
+        yield Case(data="random_tokens", split=f"{what}-{length}", seed=0, method="cellxpert-base", run=run)
 
 
 def judge(frame: pd.DataFrame) -> pd.DataFrame:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+
 import mudata
 import numpy as np
 import pandas as pd
@@ -39,6 +41,86 @@ def test_same_seed_same_object_and_other_seed_another():
         assert (first[name].X != again[name].X).nnz == 0
         assert first[name].obs.equals(again[name].obs)
     assert (first["rna"].X != other["rna"].X).nnz > 0
+
+
+def _fingerprint(mdata):
+    """Hash of all that an object without pairs, interaction, stress and escape holds."""
+    digest = hashlib.sha256()
+
+    def take(value):
+        if isinstance(value, pd.DataFrame):
+            for name in value.columns:
+                take(str(name))
+                take(value[name].to_numpy())
+            take(np.array(value.index, dtype=object))
+        elif isinstance(value, dict):
+            for key in sorted(value):
+                digest.update(key.encode())
+                take(value[key])
+        elif isinstance(value, str):
+            digest.update(value.encode())
+        else:
+            value = np.asarray(value)
+            if value.dtype.kind == "f":  # rounded: the last bits are the processor's
+                digest.update((np.round(value, 6) + 0.0).astype("<f8").tobytes())
+            elif value.dtype.kind in "bi":
+                digest.update(value.astype("<i8").tobytes())
+            else:
+                digest.update("\n".join(map(str, value)).encode())
+            digest.update(str(value.shape).encode())
+
+    for name, part in {"all": mdata, **mdata.mod}.items():
+        take(name)
+        take(part.obs.astype(str))
+        take(dict(part.obsm).get("spatial", 0))
+        if name != "all":
+            take(np.array(part.var_names, dtype=object))
+            take(part.X.toarray())
+    truth = dict(mdata.uns["truth"])
+    if "perturbation" in truth:
+        truth["perturbation"] = {key: truth["perturbation"][key] for key in ("names", "effect", "direct", "indirect")}
+    take(truth)
+    return digest.hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "expected"),
+    [
+        ({"n_cells": 60, "n_genes": 40}, "846d977f68213795532cf79e4dc5473d832e45fdee5e64ffcc3a5a45bdb9cbc8"),
+        (
+            {
+                "n_cells": 2100,
+                "n_genes": 30,
+                "n_peaks": 20,
+                "n_proteins": 4,
+                "n_perturbations": 4,
+                "missing": {"rna": 0.3},
+                "spatial_dims": 3,
+                "n_sections": 2,
+                "dropout": 0.2,
+                "seed": 7,
+            },
+            "2713d9102422f7cffe33be2285ef656a6d66fcd0044525942fa3fe867669bd13",
+        ),
+        (
+            {
+                "n_cells": 90,
+                "n_genes": 60,
+                "n_peaks": 0,
+                "n_types": 1,
+                "n_batches": 1,
+                "spatial_dims": 0,
+                "n_perturbations": 6,
+                "noise": 0,
+                "dispersion": 0,
+                "seed": 3,
+            },
+            "8d2370c148eb7f6801cd637e119f1321bd2fc9079cc9ecbb86f326b6d8830f67",
+        ),
+    ],
+)
+def test_a_seed_gives_the_object_that_was_recorded(kwargs, expected):
+    assert _fingerprint(synthetic(**kwargs)) == expected
 
 
 def test_a_modality_does_not_depend_on_the_others():
@@ -207,6 +289,15 @@ def test_dropout_loses_the_share_asked_for():
         ({"control_fraction": 1.0}, "control_fraction"),
         ({"noise": -0.1}, "noise"),
         ({"n_perturbations": 120}, "genes act on others"),
+        ({"n_pairs": -1}, "n_pairs"),
+        ({"n_pairs": 1}, "only 0 pairs of the 0 genes"),
+        ({"n_perturbations": 4, "n_pairs": 7}, "n_pairs"),
+        ({"n_regulators": 0}, "whole number from 1 to 113"),
+        ({"n_regulators": 114}, "whole number from 1 to 113"),
+        ({"n_regulators": 2.0}, "n_regulators"),
+        ({"interaction": -1}, "interaction"),
+        ({"stress_effect": float("nan")}, "stress_effect"),
+        ({"escape": 1.0}, "escape"),
         ({"missing": {"atax": 0.1}}, "atax"),
         ({"missing": {"atac": 1.0}}, "shares in"),
         ({"missing": {"rna": 0.9, "atac": 0.9, "protein": 0.9}}, "sum to at least 1"),

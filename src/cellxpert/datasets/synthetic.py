@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["synthetic"]
 
 _CHUNK = 2048  # cells simulated at once; part of what a seed means
-_STREAMS = ("world", "cells", "space", "missing", "noise", "depth", "rna", "atac", "protein", "links")
+_STREAMS = ("world", "cells", "space", "missing", "noise", "depth", "rna", "atac", "protein", "links", "escape")
+
+_SIZES = ("n_genes", "n_types", "n_batches", "n_perturbations", "n_pairs", "n_regulators")
+_EFFECTS = ("type_effect", "batch_effect", "niche_effect", "knockout_effect", "interaction", "stress_effect")
 
 
 def synthetic(
@@ -34,12 +37,17 @@ def synthetic(
     spatial_dims: int = 2,
     n_sections: int = 1,
     n_perturbations: int = 0,
+    n_pairs: int = 0,
+    n_regulators: int | None = None,
     control_fraction: float = 0.4,
     missing: Mapping[str, float] | None = None,
     type_effect: float = 1.0,
     batch_effect: float = 0.2,
     niche_effect: float = 0.5,
     knockout_effect: float = 3.0,
+    interaction: float = 0.0,
+    stress_effect: float = 0.0,
+    escape: float = 0.0,
     noise: float = 0.3,
     depth: float = 1.0,
     dispersion: float = 0.1,
@@ -50,6 +58,7 @@ def synthetic(
 
     Genes form a sparse network without cycles. Types, neighbours and noise shift genes of their own, and the shifts run down
     the network; a knock-out holds its gene and its descendants follow. Peaks and proteins follow the gene they belong to.
+    Masters (a twentieth of the genes) act on regulators, and these on the rest.
 
     Parameters
     ----------
@@ -57,16 +66,26 @@ def synthetic(
         Sizes. ``n_peaks=0`` or ``n_proteins=0`` leaves that modality out.
     spatial_dims, n_sections
         0: no coordinates; 2 or 3: cells of a type lie in patches (micrometres), and cells near type 0 differ. Tissue sections.
-    n_perturbations, control_fraction
-        Genes knocked out, one per cell, and the share of cells left as ``"control"``.
+    n_perturbations, n_pairs, control_fraction
+        Genes knocked out alone; pairs of them knocked out together, ``"gene_a+gene_b"``, neither of which acts on the other;
+        share of cells left as ``"control"``. Masters are knocked out first; pairs with common descendants come first.
+    n_regulators
+        Genes of the middle level (default: ``n_genes // 8``). With more of them, more genes can be knocked out.
     missing
         Modality name to the share of cells that lack it, such as ``{"atac": 0.3}``; a cell keeps at least one modality.
     type_effect, batch_effect, niche_effect, knockout_effect, noise
         Sizes of the shifts, in units of the natural logarithm of a gene's rate; batch and noise are standard deviations.
+    interaction
+        Size of what the loss of both genes of a pair adds to each gene downstream of both, up or down; 0: log-rates are additive.
+    stress_effect
+        Size of the own shift, up or down, of a random fifth of the genes in every cell that is perturbed, whatever its gene.
+    escape
+        Share of the cells labelled as perturbed that are not: neither knocked out nor under stress.
     depth, dispersion, dropout
         Depth of RNA (1: about 1.4 counts per gene), variance = mean + dispersion * mean², share of RNA counts lost.
     seed
-        Same arguments and seed: the same object. Changing one modality leaves the others as they are.
+        Same arguments and seed: the same object. Changing one modality leaves the others as they are, and so does changing
+        ``interaction``, ``stress_effect`` or ``escape`` with the network, the pairs and the labels of cells.
 
     Returns
     -------
@@ -75,8 +94,12 @@ def synthetic(
         ``obs`` (object and modalities, categorical): ``cell_type``, ``batch``, and ``section`` and ``perturbation`` where
         asked for. ``obsm["spatial"]``. ``uns["truth"]``: ``genes``, ``types``, ``base``, ``type_shift`` (types x genes, own),
         ``type_effect`` (with what is handed down), ``batch_effect``, ``regulation`` (regulator, target, weight), ``cells``
-        (depth, and share of type-0 neighbours), ``peaks`` and ``proteins`` (with their gene, "" if none), ``niche`` and
-        ``perturbation`` (``names``; ``effect``, ``direct`` and ``indirect``, all perturbations x genes).
+        (depth, share of type-0 neighbours, and ``escaped`` where asked for), ``peaks`` and ``proteins`` (with their gene, "" if
+        none), ``niche`` and ``perturbation``. The latter has ``names`` (labels, single genes first), ``genes`` (those knocked
+        out, joined by ``+``), ``stress`` (what every perturbed cell gains, with what is handed down; one value per gene), and
+        perturbations x genes: ``effect`` (mean change of the log-rate in cells that did not escape), ``additive_effect`` (the
+        same without interaction: for a pair the sum of its two genes, stress counted once), ``direct``, ``indirect`` and
+        ``ancestors`` (genes upstream).
 
     Raises
     ------
@@ -87,14 +110,18 @@ def synthetic(
     _validate(settings)
     streams = dict(zip(_STREAMS, np.random.SeedSequence(seed).spawn(len(_STREAMS)), strict=True))
     rngs = {name: np.random.default_rng(sequence) for name, sequence in streams.items()}
-    effects = {name: settings[name] for name in ("type_effect", "batch_effect", "niche_effect", "knockout_effect")}
-    sizes = {name: settings[name] for name in ("n_genes", "n_types", "n_batches", "n_perturbations")}
-    world = make_world(**sizes, **effects, rng=rngs["world"])
-    if len(world.target_P) < n_perturbations:
+    world = make_world(**{name: settings[name] for name in (*_SIZES, *_EFFECTS)}, rng=rngs["world"])
+    if len(world.target_K) < n_perturbations:
         raise DatasetError(
             "datasets.synthetic(n_perturbations=)",
-            found=f"{n_perturbations}, but only {len(world.target_P)} of {n_genes} genes act on others",
-            fix="ask for fewer perturbations or more genes",
+            found=f"{n_perturbations}, but only {len(world.target_K)} of {n_genes} genes act on others",
+            fix="ask for fewer perturbations, more regulators or more genes",
+        )
+    if len(world.pair_Q2) < n_pairs:
+        raise DatasetError(
+            "datasets.synthetic(n_pairs=)",
+            found=f"{n_pairs}, but only {len(world.pair_Q2)} pairs of the {n_perturbations} genes do not act on each other",
+            fix="ask for fewer pairs or more perturbations",
         )
     cells = _draw_cells(settings, world, rngs)
     counts, links, mean_G = _draw_counts(settings, world, cells, rngs)
@@ -109,11 +136,13 @@ class _Cells:
     obs: pd.DataFrame
     kind: np.ndarray
     batch: np.ndarray
-    knocked: np.ndarray
+    perturbation: np.ndarray
+    escaped: np.ndarray | None
     place: np.ndarray | None
     share: np.ndarray
     depth: np.ndarray
     genes: list[str]
+    labels: list[str]
 
 
 def _validate(settings: dict[str, Any]) -> None:
@@ -122,18 +151,24 @@ def _validate(settings: dict[str, Any]) -> None:
             raise DatasetError(f"datasets.synthetic({name}=)", found=repr(settings[name]), fix=f"give {rule}")
 
     least = {"n_cells": 2, "n_genes": 3, "n_peaks": 0, "n_proteins": 0, "n_types": 1, "n_batches": 1, "n_sections": 1}
-    for name, low in (least | {"n_perturbations": 0}).items():
+    for name, low in (least | {"n_perturbations": 0, "n_pairs": 0}).items():
         require(
             isinstance(settings[name], int | np.integer) and settings[name] >= low, name, f"a whole number >= {low}"
         )
-    for name in ("type_effect", "batch_effect", "niche_effect", "knockout_effect", "noise", "dispersion"):
+    for name in (*_EFFECTS, "noise", "dispersion"):
         require(0 <= settings[name] < np.inf, name, "0 or more")
     require(
         settings["n_types"] <= min(settings["n_cells"], settings["n_genes"]), "n_types", "at most n_cells and n_genes"
     )
     require(settings["spatial_dims"] in {0, 2, 3}, "spatial_dims", "0, 2 or 3")
     require(0 < settings["depth"] < np.inf, "depth", "a positive number")
-    require(0 <= settings["dropout"] < 1, "dropout", "a number in [0, 1)")
+    for name in ("dropout", "escape"):
+        require(0 <= settings[name] < 1, name, "a number in [0, 1)")
+    # One gene at least is neither master nor regulator.
+    room = settings["n_genes"] - max(1, settings["n_genes"] // 20) - 1
+    n_regulators = 1 if settings["n_regulators"] is None else settings["n_regulators"]
+    whole = isinstance(n_regulators, int | np.integer)
+    require(whole and 1 <= n_regulators <= room, "n_regulators", f"None or a whole number from 1 to {room}")
     require(0 < settings["control_fraction"] < 1, "control_fraction", "a number between 0 and 1")
 
 
@@ -158,17 +193,19 @@ def _draw_cells(settings: dict[str, Any], world: World, rngs: dict[str, np.rando
     if settings["spatial_dims"]:
         place, share = place_cells(kind, section, dims=settings["spatial_dims"], rng=rngs["space"])
         obs["section"] = pd.Categorical.from_codes(section, _names("section", settings["n_sections"]))
-    knocked = np.full(n, -1)
-    if n_targets := len(world.target_P):
+    perturbation, escaped = np.full(n, -1), np.zeros(n, dtype=bool)
+    if labels := ["+".join(genes[g] for g in held) for held in world.knocked()]:
         treated = rng.permutation(n)[round(n * settings["control_fraction"]) :]
-        which = np.arange(len(treated)) % n_targets
-        knocked[treated] = world.target_P[which]
-        codes = np.zeros(n, dtype=int)
-        codes[treated] = which + 1
-        names = ["control", *(genes[g] for g in world.target_P)]
-        obs["perturbation"] = pd.Categorical.from_codes(codes, names).remove_unused_categories()
+        perturbation[treated] = np.arange(len(treated)) % len(labels)
+        guide = pd.Categorical.from_codes(perturbation + 1, ["control", *labels])
+        obs["perturbation"] = guide.remove_unused_categories()
+        # The label says which guide a cell got; where that did not work, the cell is as if it had none.
+        escaped[rngs["escape"].permutation(treated)[: round(len(treated) * settings["escape"])]] = True
+        perturbation[escaped] = -1
     depth = settings["depth"] * rngs["depth"].lognormal(0, 0.25, n)
-    return _Cells(obs=obs, kind=kind, batch=batch, knocked=knocked, place=place, share=share, depth=depth, genes=genes)
+    names = {"genes": genes, "labels": labels}
+    state = {"perturbation": perturbation, "escaped": escaped if settings["escape"] > 0 else None}
+    return _Cells(obs=obs, kind=kind, batch=batch, place=place, share=share, depth=depth, **state, **names)
 
 
 def _negative_binomial(mean: np.ndarray, dispersion: float, rng: np.random.Generator) -> np.ndarray:
@@ -205,7 +242,7 @@ def _draw_counts(
         own = world.programme_CG[kind] + cells.share[rows, None] * world.niche_G
         own += settings["noise"] * rngs["noise"].normal(size=own.shape)
         mean_G += (own @ world.total_GG.T).sum(axis=0) / n
-        state = world.deviation(own, cells.knocked[rows])
+        state = world.deviation(own, cells.perturbation[rows])
         rate = cell_depth * np.exp(world.base_G + state + world.batch_SG[batch])
         drawn = {"rna": _negative_binomial(rate, settings["dispersion"], rngs["rna"])}
         drawn["rna"] *= rngs["rna"].random(rate.shape) >= settings["dropout"]
@@ -291,12 +328,17 @@ def _truth(world: World, cells: _Cells, links: dict[str, np.ndarray], mean_G: np
         )
     if cells.place is not None:
         truth["niche"] = {"sender": str(truth["types"][world.sender]), "shift": world.niche_G}
-    if len(world.target_P):
-        effect, direct, indirect = world.effect(mean_G), world.direct(), world.indirect()
+    if cells.escaped is not None:
+        truth["cells"]["escaped"] = cells.escaped
+    if cells.labels:
         truth["perturbation"] = {
-            "names": genes[world.target_P],
-            "effect": effect,
-            "direct": direct,
-            "indirect": indirect,
+            "names": np.array(cells.labels, dtype=object),
+            "genes": np.array(cells.labels, dtype=object),
+            "effect": world.effect(mean_G),
+            "additive_effect": world.effect(mean_G, interaction=False),
+            "direct": world.direct(),
+            "indirect": world.indirect(),
+            "ancestors": world.ancestors(),
+            "stress": world.stress_G,
         }
     return truth

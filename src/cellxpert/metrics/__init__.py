@@ -1,7 +1,8 @@
-"""Scores as pure functions of arrays: how right predicted labels are, and how far their confidence can be trusted."""
+"""Scores as pure functions of arrays: how right labels and effects of perturbations are, and how far they can be trusted."""
 
 from __future__ import annotations
 
+from cellxpert.metrics import baselines
 from cellxpert.metrics.annotation import (
     accuracy,
     annotation_scores,
@@ -13,21 +14,63 @@ from cellxpert.metrics.annotation import (
     weighted_f1,
 )
 from cellxpert.metrics.calibration import aurc, brier, ece, nll, reliability, risk_coverage, unseen_auroc
+from cellxpert.metrics.gene_sets import gene_set_embedding, read_gmt
+from cellxpert.metrics.perturbation import (
+    centroid_accuracy,
+    de_overlap,
+    discrimination_chance,
+    discrimination_score,
+    energy_distance,
+    mae,
+    mse,
+    pearson_delta,
+    rmse,
+    systematic_variation,
+)
+from cellxpert.metrics.pseudobulk import (
+    bootstrap_interval,
+    centroids,
+    noise_ceiling,
+    perturbed_mean,
+    t_scores,
+    target_mask,
+    top_genes,
+)
 
 __all__ = [
     "accuracy",
     "annotation_scores",
     "aurc",
+    "baselines",
+    "bootstrap_interval",
     "brier",
+    "centroid_accuracy",
+    "centroids",
     "confusion",
+    "de_overlap",
+    "discrimination_chance",
+    "discrimination_score",
     "ece",
+    "energy_distance",
+    "gene_set_embedding",
     "kappa",
     "macro_f1",
+    "mae",
     "median_f1",
+    "mse",
     "nll",
+    "noise_ceiling",
+    "pearson_delta",
     "per_class",
+    "perturbed_mean",
+    "read_gmt",
     "reliability",
     "risk_coverage",
+    "rmse",
+    "systematic_variation",
+    "t_scores",
+    "target_mask",
+    "top_genes",
     "unseen_auroc",
     "weighted_f1",
 ]

@@ -1,4 +1,4 @@
-"""Pictures: read an AnnData, a MuData or arrays, draw, return the Axes; nothing is written to the object.
+"""Pictures: read an AnnData, a MuData, a result or arrays, draw, return the Axes; nothing is written to the object.
 
 Every function takes ``ax`` (draw there), ``show`` (open a window; never otherwise), ``save`` (write a file) and ``return_fig``
 (return the Figure instead of the Axes).
@@ -11,6 +11,9 @@ from cellxpert.pl.colors import label_colors
 from cellxpert.pl.confusion import confusion_matrix
 from cellxpert.pl.embedding import embedding
 from cellxpert.pl.history import training_history
+from cellxpert.pl.perturbation_chains import trace, trajectory
+from cellxpert.pl.perturbation_effects import top_genes, volcano
+from cellxpert.pl.perturbation_similarity import similarity
 from cellxpert.pl.report import annotation_report
 
 __all__ = [
@@ -19,5 +22,10 @@ __all__ = [
     "confusion_matrix",
     "embedding",
     "label_colors",
+    "similarity",
+    "top_genes",
+    "trace",
     "training_history",
+    "trajectory",
+    "volcano",
 ]

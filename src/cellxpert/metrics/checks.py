@@ -1,0 +1,56 @@
+"""Checks that the modules of this folder share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from cellxpert.errors import MetricError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+__all__ = ["finite_matrix", "kept_genes", "same_shape", "unit_rows"]
+
+
+def finite_matrix(name: str, matrix: Any) -> Any:
+    """Return a matrix as float64, CSR if it was sparse, or raise :class:`MetricError`."""
+    matrix = sp.csr_array(matrix).astype(np.float64) if sp.issparse(matrix) else np.asarray(matrix, dtype=np.float64)
+    if matrix.ndim != 2 or 0 in matrix.shape:
+        raise MetricError(name, found=f"shape {matrix.shape}", fix="give a matrix with rows and columns")
+    if not np.isfinite(matrix.data if sp.issparse(matrix) else matrix).all():
+        raise MetricError(name, found="values that are not finite", fix="leave them out")
+    return matrix
+
+
+def same_shape(prediction: ArrayLike, truth: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return two matrices, conditions x genes, of one shape."""
+    prediction, truth = finite_matrix("prediction", prediction), finite_matrix("truth", truth)
+    if prediction.shape != truth.shape:
+        found = f"shapes {prediction.shape} and {truth.shape}"
+        raise MetricError("prediction, truth", found=found, fix="give the same conditions and genes, in the same order")
+    return prediction, truth
+
+
+def kept_genes(exclude: ArrayLike | None, shape: tuple[int, ...], *, at_least: int = 1) -> np.ndarray:
+    """Return booleans, conditions x genes, of the genes that count; raise if fewer than ``at_least`` are left.
+
+    One row if ``exclude`` is the same for all conditions.
+    """
+    left_out = np.zeros(shape[1], dtype=bool) if exclude is None else np.asarray(exclude)
+    if left_out.dtype != bool or left_out.shape not in {shape[1:], shape}:
+        found = f"{left_out.dtype}, shape {left_out.shape}"
+        raise MetricError("exclude", found=found, fix=f"give booleans of shape {shape[1:]} or {shape}, True: left out")
+    kept = np.atleast_2d(~left_out)
+    if (fewest := int(kept.sum(axis=1).min())) < at_least:
+        found = f"{fewest} of {shape[1]} genes are left"
+        raise MetricError("exclude", found=found, fix=f"leave {at_least} or more")
+    return kept
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Return rows of length 1; rows of zeros stay so."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)

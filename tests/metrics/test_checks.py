@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from cellxpert.errors import MetricError
+from cellxpert.metrics.checks import finite_matrix, kept_genes, same_shape, unit_rows
+
+
+def test_matrices_are_made_float_and_stay_sparse():
+    assert finite_matrix("m", [[1, 2]]).dtype == np.float64
+    sparse = finite_matrix("m", sp.csc_matrix(np.eye(2, dtype=np.int32)))
+    assert sp.issparse(sparse)
+    assert sparse.dtype == np.float64
+
+
+@pytest.mark.parametrize("bad", [[1.0, 2.0], np.zeros((0, 3)), [[np.nan, 1.0]], sp.csr_array([[np.inf, 0.0]])])
+def test_bad_matrices(bad):
+    with pytest.raises(MetricError, match="m: "):
+        finite_matrix("m", bad)
+
+
+def test_shapes_must_agree():
+    with pytest.raises(MetricError, match=r"\(1, 2\) and \(2, 2\)"):
+        same_shape(np.zeros((1, 2)), np.zeros((2, 2)))
+
+
+def test_kept_genes():
+    np.testing.assert_array_equal(kept_genes(None, (2, 3)), [[True, True, True]])
+    np.testing.assert_array_equal(kept_genes([True, False, False], (2, 3)), [[False, True, True]])
+    each = np.array([[True, False, False], [False, False, True]])
+    np.testing.assert_array_equal(kept_genes(each, (2, 3)), ~each)
+    with pytest.raises(MetricError, match="booleans"):
+        kept_genes([1, 0, 0], (2, 3))
+    with pytest.raises(MetricError, match="booleans"):
+        kept_genes([True, False], (2, 3))
+    with pytest.raises(MetricError, match="1 of 3 genes are left"):
+        kept_genes(np.array([[True, True, False], [False] * 3]), (2, 3), at_least=2)
+
+
+def test_unit_rows():
+    np.testing.assert_allclose(unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]])), [[0.6, 0.8], [0, 0]])
