@@ -38,6 +38,7 @@ __all__ = [
     "log1p_scaled",
     "missing_files",
     "signatures",
+    "synthetic_network",
     "toy",
 ]
 
@@ -189,6 +190,37 @@ def toy(data_dir: Path | None = None) -> anndata.AnnData:
     return _finished(adata, conditions)
 
 
+def synthetic_network(data_dir: Path | None = None) -> anndata.AnnData:
+    """Simulated Perturb-seq from a regulatory network of 120 genes: 28 knock-outs, 8 pairs that interact, stress, dropout.
+
+    ``uns["truth"]`` says which genes are upstream and downstream of the target(s) of each condition.
+    """
+    import cellxpert as cx
+
+    mdata = cx.datasets.synthetic(
+        n_cells=8000,
+        n_genes=120,
+        n_peaks=0,
+        n_proteins=0,
+        n_types=3,
+        n_batches=1,
+        spatial_dims=0,
+        n_regulators=24,
+        n_perturbations=28,
+        n_pairs=8,
+        interaction=0.8,
+        control_fraction=0.3,
+        stress_effect=0.3,
+        noise=0.5,
+        dropout=0.2,
+        seed=0,
+    )
+    adata, truth = mdata["rna"].copy(), mdata.uns["truth"]["perturbation"]
+    down = np.asarray(truth["direct"]) | np.asarray(truth["indirect"])
+    adata.uns["truth"] = {"names": list(truth["names"]), "down": down, "up": np.asarray(truth["ancestors"])}
+    return _finished(adata, mdata.obs.loc[adata.obs_names, "perturbation"].to_numpy())
+
+
 def signatures(data_dir: Path) -> tuple[dict[str, list[str]], list[str]]:
     """Target -> genes that go up significantly when it is knocked down in K562 cells (Replogle 2022), and all genes listed."""
     with gzip.open(data_dir / f"{SIGNATURES}.json.gz", "rt") as file:
@@ -197,13 +229,42 @@ def signatures(data_dir: Path) -> tuple[dict[str, list[str]], list[str]]:
     return {target: of_target["up"] for target, of_target in lists.items()}, sorted(genes)
 
 
+_OURS = ("cellxpert-learned", "cellxpert-learned-gene-sets")
 _CONSTANT = ("control_mean", "perturbed_mean", "perturbed_mean_cells", "target_only")
 _LEARNT = ("linear", "knn", "linear_gene_sets", "knn_gene_sets", "knn_gene_sets_shrunk")
 _ZERO_SHOT = ("gauss_conditional", "control_stratified")
-_UNSEEN = ("ceiling", *_CONSTANT, *_LEARNT, *_ZERO_SHOT)
-_SEEN = ("ceiling", "same_condition", "same_condition_shrunk", *_CONSTANT[:2], "knn_gene_sets", *_ZERO_SHOT)
-_PAIRS = ("ceiling", "control_mean", "perturbed_mean", "additive", "matching_mean", "linear_members", "knn_gene_sets")
-_TYPES = ("ceiling", "type_control", "perturbed_mean", "mean_shift", "nearest_type_shift", "latent_shift")
+_UNSEEN = ("ceiling", *_CONSTANT, *_LEARNT, *_ZERO_SHOT, *_OURS, "cellxpert-zero-shot")
+_SEEN = (
+    "ceiling",
+    "same_condition",
+    "same_condition_shrunk",
+    "random_medoid",
+    *_CONSTANT[:2],
+    "knn_gene_sets",
+    *_ZERO_SHOT,
+    "cellxpert-learned",
+    "cellxpert-anchored",
+)
+_NETWORK = ("ceiling", *_CONSTANT, "linear", "knn", *_ZERO_SHOT, "cellxpert-learned", "cellxpert-zero-shot")
+_PAIRS = (
+    "ceiling",
+    "control_mean",
+    "perturbed_mean",
+    "additive",
+    "matching_mean",
+    "linear_members",
+    "knn_gene_sets",
+    _OURS[0],
+)
+_TYPES = (
+    "ceiling",
+    "type_control",
+    "perturbed_mean",
+    "mean_shift",
+    "nearest_type_shift",
+    "latent_shift",
+    "cellxpert-stimulus",
+)
 
 
 def _unseen(n_folds: int) -> PerturbationSplit:
@@ -237,6 +298,18 @@ PERTURBATION: Mapping[str, PerturbationSet] = {
         splits=(PerturbationSplit(name="unseen-cell-types", make=leave_types_out, methods=_TYPES),),
         files=("kang2018_ifnb_2000x9015.h5ad", "kang2018_ctrl_12261x1287.h5ad", *VOCABULARY),
         targets=False,
+    ),
+    "synthetic_network": PerturbationSet(
+        name="synthetic_network",
+        read=synthetic_network,
+        splits=(
+            PerturbationSplit(name="unseen-half", make=partial(leave_targets_out, n_folds=2), methods=_NETWORK),
+            PerturbationSplit(
+                name="unseen-pairs",
+                make=partial(leave_pairs_out, n_folds=2),
+                methods=tuple(name for name in _PAIRS if name != "knn_gene_sets"),
+            ),
+        ),
     ),
     "toy": PerturbationSet(
         name="toy", read=toy, splits=(_unseen(4), _seen("rep_2"), _UNSEEN_PAIRS), strong=("t0a", "t0b", "t1c")

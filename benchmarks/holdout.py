@@ -73,15 +73,16 @@ def leave_targets_out(adata: anndata.AnnData, rng: np.random.Generator, *, n_fol
     return folds
 
 
-def leave_pairs_out(adata: anndata.AnnData, rng: np.random.Generator) -> list[Fold]:
-    """One pair at a time; the single targets and all other pairs can be learnt from."""
+def leave_pairs_out(adata: anndata.AnnData, rng: np.random.Generator, *, n_folds: int | None = None) -> list[Fold]:
+    """Pairs in folds (each in its own if None); the single targets and all other pairs can be learnt from."""
     rows = _rows(adata)
     base, truth_control = _halves(rows.pop(CONTROL), rng)
     folds = []
-    for pair in [condition for condition in rows if "+" in condition]:
-        train = np.concatenate([base, *[cells for condition, cells in rows.items() if condition != pair]])
-        held = Held(condition=pair, truth=rows[pair], truth_control=truth_control, base=base)
-        folds.append(Fold(train=train, held=(held,)))
+    pairs = [condition for condition in rows if "+" in condition]
+    for asked in np.array_split(pairs, len(pairs) if n_folds is None else n_folds):
+        train = np.concatenate([base, *[cells for condition, cells in rows.items() if condition not in asked]])
+        held = [Held(condition=str(pair), truth=rows[pair], truth_control=truth_control, base=base) for pair in asked]
+        folds.append(Fold(train=train, held=tuple(held)))
     return folds
 
 

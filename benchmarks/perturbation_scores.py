@@ -9,7 +9,7 @@ from scipy.stats import rankdata
 
 from cellxpert import metrics
 
-__all__ = ["Panel", "auroc", "list_scores", "panel_scores"]
+__all__ = ["Panel", "auroc", "causal_scores", "list_scores", "panel_scores"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,23 @@ def panel_scores(panel: Panel, *, exclude: np.ndarray | None, strong: np.ndarray
     if strong is not None and strong.any():
         result |= {f"strong_{name}": float(values[strong].mean()) for name, values in scores.items()}
     return result
+
+
+def causal_scores(panel: Panel, *, up_PG: np.ndarray, down_PG: np.ndarray, target_PG: np.ndarray) -> dict[str, float]:
+    """Leak to genes upstream of the targets, and AUROC of downstream against upstream; ``_net`` of the panel's mean effect.
+
+    All perturbed cells may share a shift, which moves genes of every kind.
+    """
+    effect = panel.prediction_PG - panel.prediction_reference_PG
+    unrelated = ~up_PG & ~down_PG & ~target_PG
+    found = {}
+    for suffix, values in (("", effect), ("_net", effect - effect.mean(axis=0))):
+        if np.abs(values[up_PG]).any() and np.abs(values[unrelated]).any():
+            leak = metrics.ancestor_leak(values, ancestor_PG=up_PG, unrelated_PG=unrelated)
+            found[f"ancestor_leak{suffix}"] = leak["mean"]
+            area = metrics.descendant_auroc(values, descendant_PG=down_PG, ancestor_PG=up_PG)
+            found[f"descendant_auroc{suffix}"] = area["mean"]
+    return found
 
 
 def auroc(scores: np.ndarray, positive: np.ndarray) -> float:

@@ -45,3 +45,38 @@ def trained(_pbmc: MuData) -> cx.CellxPert:
     model = cx.CellxPert(mdata, preset="nano", seed=0)
     model.train(max_epochs=2, progress_bar=False)
     return model
+
+
+@pytest.fixture(scope="session")
+def _knockouts() -> MuData:
+    return cx.datasets.synthetic(
+        n_cells=500,
+        n_genes=44,
+        n_peaks=0,
+        n_proteins=6,
+        n_types=2,
+        n_batches=1,
+        spatial_dims=0,
+        n_perturbations=6,
+        n_pairs=1,
+        missing={"rna": 0.06, "protein": 0.3},
+        seed=0,
+    )
+
+
+@pytest.fixture
+def knockouts(_knockouts: MuData) -> MuData:
+    """Control cells and those of six knock-outs and a pair; some lack RNA, some proteins. A fresh copy."""
+    with set_options(pull_on_update=False):
+        return _knockouts.copy()
+
+
+@pytest.fixture(scope="session")
+def screened(_knockouts: MuData) -> cx.CellxPert:
+    """A nano model after two epochs on ``knockouts``; tests must not train it on, move it or write into its object."""
+    with set_options(pull_on_update=False):
+        mdata = _knockouts.copy()
+    cx.CellxPert.setup_mudata(mdata, rna="rna", protein="protein", perturbation_key="perturbation")
+    model = cx.CellxPert(mdata, preset="nano", seed=0)
+    model.train(max_epochs=2, progress_bar=False)
+    return model

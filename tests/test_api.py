@@ -17,7 +17,7 @@ import pytest
 import cellxpert as cx
 
 ROOT = Path(__file__).parents[1]
-SUBPACKAGES = ["config", "datasets", "errors", "metrics", "pl"]
+SUBPACKAGES = ["config", "datasets", "errors", "metrics", "pl", "steering"]
 
 REQUIRED = inspect.Parameter.empty
 SIGNATURES: dict[str, tuple[list[str], dict[str, object]]] = {
@@ -66,6 +66,23 @@ SIGNATURES: dict[str, tuple[list[str], dict[str, object]]] = {
         ["mdata"],
         {"key_added": "cellxpert_label", "inplace": True, "return_proba": False},
     ),
+    "perturb": (
+        ["genes", "n_steps"],
+        {
+            "mdata": None,
+            "groupby": None,
+            "target": "auto",
+            "n_chains": None,
+            "seed": None,
+            "key_added": "cellxpert_perturbed",
+            "inplace": True,
+            "steering": None,
+            "regulators": None,
+            "target_embedding": None,
+            "resume": None,
+            "progress_bar": True,
+        },
+    ),
     "save": (["dir_path"], {"overwrite": False}),
     "load": (["dir_path", "mdata"], {}),
 }
@@ -82,7 +99,7 @@ def in_fresh_process(code: str) -> dict:
 def public_objects() -> list[tuple[str, object]]:
     """Every public name of the package and of its public subpackages."""
     found = []
-    for module in (cx, *(getattr(cx, name) for name in SUBPACKAGES)):
+    for module in (cx, *(getattr(cx, name) for name in SUBPACKAGES), cx.metrics.baselines):
         for name in module.__all__:
             obj = getattr(module, name)
             if not isinstance(obj, ModuleType) and name != "__version__":

@@ -34,13 +34,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "datasets": {"keys"},
     "data": {"keys", "config", "batch"},
     "training": {"nn", "data", "config", "batch"},
-    "tasks": {"nn", "data", "steering", "ontology", "config", "batch"},
+    "tasks": {"nn", "data", "steering", "metrics", "ontology", "config", "batch"},
     "checkpoint": {"nn", "data", "config"},
+    "exchange": {"tasks", "checkpoint", "nn", "data", "keys"},
+    "base": {"data"},
     "model": {
+        "base",
         "batch",
         "checkpoint",
         "config",
         "data",
+        "exchange",
         "keys",
         "metrics",
         "nn",
@@ -51,7 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "demo": {"model", "datasets", "metrics", "config", "keys", "pl"},
     "cli": {"demo", "model", "datasets", "metrics", "config", "__version__"},
-    "__init__": {"config", "datasets", "errors", "metrics", "model", "pl"},
+    "__init__": {"config", "datasets", "errors", "metrics", "model", "pl", "steering", "tasks"},
 }
 """Unit (file or folder of the package) -> units it may import besides its own modules."""
 

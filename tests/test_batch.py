@@ -5,12 +5,12 @@ from dataclasses import fields, is_dataclass
 import pytest
 import torch
 
-from cellxpert.batch import Batch, Questions
+from cellxpert.batch import Batch, Intervention, Questions
 
 
 @pytest.fixture
 def batch() -> Batch:
-    """Two packed cells with 3 and 2 tokens of a vocabulary of 5 features, and two questions each."""
+    """Two packed cells with 3 and 2 tokens of a vocabulary of 5 features, and two questions each; a gene is set in the first."""
     questions = Questions(query_BQ=torch.tensor([[0, 1], [2, -1]]), target_BQ=torch.tensor([[3, 0], [1, -100]]))
     return Batch(
         feature_T=torch.tensor([5, 2, 4, 5, 0]),
@@ -19,6 +19,17 @@ def batch() -> Batch:
         masked=questions,
         label_B=torch.tensor([0, -100]),
         row_B=torch.tensor([11, 4]),
+        measured_PV=torch.ones(1, 5, dtype=torch.bool),
+        pattern_B=torch.tensor([0, 0]),
+        hidden_feature_H=torch.tensor([0, 1]),
+        hidden_cell_H=torch.tensor([0, 0]),
+        blank_B=torch.tensor([False, False]),
+        intervention=Intervention(
+            feature_BI=torch.tensor([[3], [-1]]),
+            target_BI=torch.tensor([[0], [-1]]),
+            dose_BI=torch.tensor([[-1.0], [0.0]]),
+            before=True,
+        ),
     )
 
 
@@ -42,6 +53,8 @@ def test_a_batch_knows_its_cells(batch):
 def test_moving_takes_every_tensor_but_lengths_and_rows(batch):
     moved = tensors(batch.to("meta"))
     assert moved.keys() == tensors(batch).keys()
+    assert {"masked.query_BQ", "measured_PV", "intervention.dose_BI"} <= moved.keys()
+    assert batch.to("meta").intervention.before
     stay = {"lengths_B", "row_B"}
     assert {name for name, x in moved.items() if x.device.type == "cpu"} == stay
     assert {name for name, x in moved.items() if x.device.type == "meta"} == moved.keys() - stay

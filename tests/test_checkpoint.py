@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -13,7 +14,8 @@ import safetensors.torch
 import torch
 
 import cellxpert as cx
-from cellxpert.checkpoint import FORMAT_VERSION, weights_hash
+from cellxpert.checkpoint import FORMAT_VERSION, TrainedState, load_state, save_state, weights_hash
+from cellxpert.data.perturbations import Perturbations
 from cellxpert.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -21,7 +23,9 @@ from cellxpert.errors import (
     ConfigError,
     NotTrainedError,
     OutputExistsError,
+    VocabularyError,
 )
+from cellxpert.nn.network import Network
 
 
 @pytest.fixture(scope="module")
@@ -283,3 +287,81 @@ def test_a_loaded_model_is_not_trained_anew_in_silence(trained: cx.CellxPert, sa
     with pytest.raises(ConfigError, match="loaded"):
         loaded.train(max_epochs=1, progress_bar=False)
     assert weights_hash(loaded._state.network) == before
+
+
+# --- perturbations -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def perturbed(trained: cx.CellxPert) -> TrainedState:
+    """A state that has seen three perturbed genes; its weights are random."""
+    state = trained._state
+    seen = Perturbations.fit(["NT", "A1", "B2+C3", "A1+C3"], control="NT", kind="knockdown")
+    network = Network.from_config(
+        state.config,
+        feature_modality=state.vocabulary.role_of_feature.tolist(),
+        n_labels=len(state.labels),
+        n_targets=len(seen.targets),
+        seed=7,
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            if name.startswith("factors."):  # learned tables and fitted buffers alike
+                tensor.uniform_(0.5, 1.5, generator=generator)
+    setup = dataclasses.replace(
+        state.setup, perturbation_key="guide", control_category="NT", perturbation_type="knockdown"
+    )
+    return dataclasses.replace(state, perturbations=seen, network=network.eval(), setup=setup)
+
+
+@pytest.fixture
+def perturbed_copy(perturbed: TrainedState, tmp_path: Path) -> Path:
+    """It, saved."""
+    return save_state(perturbed, tmp_path / "perturbed")
+
+
+def test_what_was_seen_of_perturbed_cells_travels_with_the_model(perturbed: TrainedState, perturbed_copy: Path) -> None:
+    loaded = load_state(perturbed_copy)
+    assert loaded.perturbations == perturbed.perturbations
+    assert loaded.setup == perturbed.setup
+    weights, expected = loaded.network.state_dict(), perturbed.network.state_dict()
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert weights["factors.intervention.code.weight"].shape[0] == 3
+    assert "factors.intervention.response_V" in weights
+
+
+def test_models_without_perturbations_say_so(saved: Path, copy: Path) -> None:
+    assert json.loads((saved / "config.json").read_text())["perturbations"] is None
+    assert load_state(saved).perturbations is None
+    config = json.loads((copy / "config.json").read_text())
+    del config["perturbations"]  # as models of before were saved
+    (copy / "config.json").write_text(json.dumps(config))
+    assert load_state(copy).perturbations is None
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"targets": ["A1", "B2"]}, CheckpointError, r"code\.weight is \(3, \d+\), not \(2, "),
+        ({"targets": ["B2", "A1", "C3"]}, VocabularyError, "perturbations"),
+        ({"targets": "A1"}, VocabularyError, "lists of names"),
+        ({"kind": "deletion"}, VocabularyError, "deletion"),
+        ({"kind": ["knockdown"]}, VocabularyError, "knockdown"),
+    ],
+)
+def test_damaged_perturbations_are_refused(
+    perturbed_copy: Path, change: dict[str, object], kind: type[Exception], message: str
+) -> None:
+    config = json.loads((perturbed_copy / "config.json").read_text())
+    _edit_config(perturbed_copy, perturbations=config["perturbations"] | change)
+    with pytest.raises(kind, match=message):
+        load_state(perturbed_copy)
+
+
+@pytest.mark.parametrize("value", [None, 3, [], {}])
+def test_weights_of_perturbed_genes_without_their_names_are_refused(perturbed_copy: Path, value: object) -> None:
+    _edit_config(perturbed_copy, perturbations=value)
+    with pytest.raises((CheckpointError, VocabularyError), match="perturbations|unexpected factors"):
+        load_state(perturbed_copy)

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellxpert.config import PRESETS, ModelConfig, NetworkConfig, TokenConfig, TrainingConfig, preset
+from cellxpert.config import (
+    PRESETS,
+    ModelConfig,
+    NetworkConfig,
+    SteeringConfig,
+    TokenConfig,
+    TrainingConfig,
+    preset,
+)
 from cellxpert.errors import ConfigError
 
 
@@ -71,6 +79,9 @@ BAD = [
     ("mask_ratio", (0.0, 0.1)),
     ("label_loss", "focal"),
     ("label_smoothing", 1.0),
+    ("n_factors", -1),
+    ("blank", 1.0),
+    ("blank", -0.1),
 ]
 
 
@@ -93,3 +104,48 @@ def test_unknown_names_are_refused():
 
 def test_heads_are_64_wide():
     assert [preset(name).network.n_heads for name in ("nano", "mini", "base")] == [1, 2, 4]
+
+
+def test_a_network_may_have_no_factors_and_the_published_one_has_none():
+    assert ModelConfig().replace(n_factors=0).network.n_factors == 0
+    assert preset("paper").network.n_factors == 0
+    assert all(preset(name).network.n_factors > 0 for name in ("nano", "mini", "base"))
+
+
+BAD_STEERING = [
+    ("kernel", "gibbs"),
+    ("part", "all"),
+    ("distance", "euclidean"),
+    ("n_movable", 0),
+    ("n_cells", 0),
+    ("min_cells", 0),
+    ("block_size", 0),
+    ("n_tries", 0),
+    ("n_anchors", 0),
+    ("temperature", 0.0),
+    ("draws_per_step", 0.0),
+    ("target_sum", -1e4),
+    ("mix", 1.0),
+    ("mix", -0.1),
+    ("weight", -1.0),
+    ("kappa", -0.5),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_STEERING, ids=[f"{n}={v}" for n, v in BAD_STEERING])
+def test_impossible_ways_to_steer_are_refused_by_name(name, value):
+    with pytest.raises(ConfigError, match=rf"SteeringConfig\.{name}"):
+        SteeringConfig(**{name: value})
+
+
+def test_ways_to_steer():
+    assert SteeringConfig().kappa is None
+    assert SteeringConfig(kappa=0.0, weight=0.0, mix=0.0).kappa == 0
+    for name, values in {
+        "kernel": ("auto", "ancestral", "suffix", "block", "multiple-try", "informed", "tilted", "fill-in"),
+        "part": ("joint", "pseudo", "none"),
+        "distance": ("bins", "squared", "histogram"),
+    }.items():
+        assert [getattr(SteeringConfig(**{name: v}), name) for v in values] == list(values)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SteeringConfig().kernel = "block"

@@ -46,6 +46,9 @@ def test_the_builtin_fits():
     assert issubclass(errors.CheckpointNotFoundError, errors.CheckpointError)
     assert issubclass(errors.OutputExistsError, FileExistsError)
     assert issubclass(errors.NotTrainedError, RuntimeError)
+    assert issubclass(errors.GeneError, KeyError)
+    assert issubclass(errors.ControlError, ValueError)
+    assert issubclass(errors.FewCellsError, ValueError)
 
 
 def test_parts_may_be_left_out():

@@ -12,6 +12,13 @@ def test_default_names_are_the_documented_ones():
     )
 
 
+def test_what_is_predicted_has_names_of_its_own():
+    assert keys.PERTURBED == "cellxpert_perturbed"
+    assert keys.perturbed_latent_key() == "X_cellxpert_perturbed"
+    assert keys.perturbed_latent_key("mine") == "X_mine"
+    assert keys.perturbed_latent_key() != keys.LATENT
+
+
 def test_names_for_another_key_do_not_collide():
     assert keys.confidence_key("mine") == "mine_confidence"
     assert keys.proba_key("mine_label") == "mine_proba"

@@ -100,7 +100,11 @@ PERTURBATION: Mapping[str, Entry] = {
         "mean_shift",
         "nearest_type_shift",
         "latent_shift",
+        "random_medoid",
     )
+} | {
+    f"cellxpert-{name.replace('_', '-')}": Entry(module="benchmarks.methods.ours_perturbation", maker=name, seeded=True)
+    for name in ("learned", "learned_gene_sets", "anchored", "zero_shot", "stimulus")
 }
 """Methods of the task ``perturbation``; which of them a data set is given to is said in ``data_sets_perturbation.py``."""
 

@@ -17,7 +17,7 @@ import scipy.sparse as sp
 
 from cellxpert.metrics import baselines, centroids, gene_set_embedding, target_mask
 
-__all__ = ["Baseline", "SameCondition", "Training", "embed_targets"]
+__all__ = ["Baseline", "RandomMedoid", "SameCondition", "Training", "embed_targets"]
 
 GeneSets = Mapping[str, Sequence[str]]
 
@@ -78,6 +78,27 @@ class Baseline:
     def predict(self, conditions: Sequence[str]) -> np.ndarray:
         """See :class:`benchmarks.methods.Predictor`."""
         return self.training.control_G + self.effects(self.training, conditions, self.gene_sets)
+
+
+class RandomMedoid(Baseline):
+    """One of the eight most central training cells of the condition: what copying an anchor earns."""
+
+    def _medoids(self, condition: str) -> np.ndarray:
+        import torch
+
+        from cellxpert.steering import medoids
+
+        cells = self.training.adata.layers["log1p"][self.training.conditions == condition].toarray()
+        return cells[medoids(torch.from_numpy(cells[:500]), 8).numpy()]
+
+    def predict(self, conditions: Sequence[str]) -> np.ndarray:
+        """See :class:`benchmarks.methods.Predictor`."""
+        rng = np.random.default_rng(0)
+        return np.array([found[rng.integers(len(found))] for found in map(self._medoids, conditions)])
+
+    def predict_cells(self, condition: str) -> np.ndarray:
+        """See :class:`benchmarks.methods.Predictor`."""
+        return self._medoids(condition)
 
 
 class SameCondition(Baseline):
@@ -290,6 +311,7 @@ linear_gene_sets = _maker(_linear_gene_sets)
 knn_gene_sets = _maker(_knn_gene_sets)
 knn_gene_sets_shrunk = _maker(partial(_knn_gene_sets, shrink=True))
 same_condition = _maker(_same_condition, SameCondition)
+random_medoid = _maker(_same_condition, RandomMedoid)
 same_condition_shrunk = _maker(_same_condition_shrunk)
 additive = _maker(_additive)
 matching_mean = _maker(partial(_additive, mean=True))

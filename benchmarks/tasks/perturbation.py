@@ -25,12 +25,12 @@ from benchmarks.measure import Cost, measured
 from benchmarks.methods import PERTURBATION as METHODS
 from benchmarks.methods import Predictor, make_predictor
 from benchmarks.methods.lists import LISTS
-from benchmarks.perturbation_scores import Panel, list_scores, panel_scores
+from benchmarks.perturbation_scores import Panel, causal_scores, list_scores, panel_scores
 from benchmarks.registry import Case, Measurement, Options, Task
 from benchmarks.render import dot_plot, family, method_table
 from cellxpert import metrics
 
-__all__ = ["TASK", "predict_lists", "predict_perturbations"]
+__all__ = ["TASK", "move", "panel_of", "predict_lists", "predict_perturbations"]
 
 SHOWN = {
     "pds_cosine": True,
@@ -45,6 +45,12 @@ SHOWN = {
     "mse_top20": False,
 }
 SUBSETS = ("pds_cosine", "pds_l1", "centroid_accuracy", "pearson_delta", "pearson_delta_pert", "mse_top20")
+CAUSAL = {
+    "ancestor_leak": False,
+    "descendant_auroc": True,
+    "ancestor_leak_net": False,
+    "descendant_auroc_net": True,
+}
 OF_LISTS = {"auroc": True, "auroc_gain": True, "specificity": True, "precision_at_50": True}
 MAX_CELLS = 300
 
@@ -69,6 +75,11 @@ def predict_perturbations(
     if data.targets:
         whole = panel_scores(panel, exclude=None, strong=strong)
         scores |= {f"{name}_with_targets": value for name, value in whole.items()}
+    if "truth" in adata.uns:
+        truth = adata.uns["truth"]
+        place = [truth["names"].index(one.condition) for one in held]
+        own = metrics.target_mask([one.condition for one in held], list(adata.var_names))
+        scores |= causal_scores(panel, up_PG=truth["up"][place], down_PG=truth["down"][place], target_PG=own)
     if split.cells:
         genes = np.flatnonzero(~targets if data.targets else np.ones(adata.n_vars, dtype=bool))
         scores |= _distances(adata, held, cells, genes=genes, strong=strong)
@@ -79,12 +90,12 @@ def _mean(adata: anndata.AnnData, rows: np.ndarray) -> np.ndarray:
     return np.asarray(adata.layers["log1p"][rows].mean(axis=0)).ravel()
 
 
-def _move(adata: anndata.AnnData, held: Held) -> np.ndarray | float:
+def move(adata: anndata.AnnData, held: Held) -> np.ndarray | float:
     """What carries a profile from the level of the training cells to that of the held-out ones."""
     return 0.0 if held.level is None else _mean(adata, held.level) - _mean(adata, held.base)
 
 
-def _panel(adata: anndata.AnnData, folds: Sequence[Fold], profiles: dict[str, np.ndarray]) -> Panel:
+def panel_of(adata: anndata.AnnData, folds: Sequence[Fold], profiles: dict[str, np.ndarray]) -> Panel:
     """Stack what is scored; ``profiles`` are on the level of the held-out cells."""
     parts: dict[str, list[np.ndarray]] = {name: [] for name in Panel.__dataclass_fields__}
     conditions, expression = adata.obs["condition"].to_numpy(), adata.layers["log1p"]
@@ -98,7 +109,7 @@ def _panel(adata: anndata.AnnData, folds: Sequence[Fold], profiles: dict[str, np
             parts["truth_PG"].append(_mean(adata, one.truth))
             parts["prediction_reference_PG"].append(_mean(adata, one.base if one.level is None else one.level))
             parts["truth_reference_PG"].append(_mean(adata, one.truth_control))
-            parts["shared_PG"].append(shared + _move(adata, one))
+            parts["shared_PG"].append(shared + move(adata, one))
             parts["t_PG"].append(metrics.t_scores(expression[one.truth], expression[one.truth_control]))
     return Panel(**{name: np.array(rows) for name, rows in parts.items()})
 
@@ -119,15 +130,15 @@ def _predicted(
         if predicted.shape != (len(asked), adata.n_vars) or not np.isfinite(predicted).all():
             raise ValueError(f"prediction of shape {predicted.shape}, or not finite")
         for one, profile in zip(fold.held, predicted, strict=True):
-            profiles[one.condition] = profile + _move(adata, one)
+            profiles[one.condition] = profile + move(adata, one)
             if not with_cells:
                 continue
             if hasattr(method, "predict_cells"):
-                cells[one.condition] = method.predict_cells(one.condition) + _move(adata, one)
+                cells[one.condition] = method.predict_cells(one.condition) + move(adata, one)
             else:
                 moved = adata.layers["log1p"][one.base].toarray() + (profile - _mean(adata, one.base))
-                cells[one.condition] = moved + _move(adata, one)
-    return _panel(adata, folds, profiles), cells, total
+                cells[one.condition] = moved + move(adata, one)
+    return panel_of(adata, folds, profiles), cells, total
 
 
 def _ceiling(
@@ -144,7 +155,7 @@ def _ceiling(
             fields = {name: getattr(one, name) for name in Held.__dataclass_fields__} | {"truth": second}
             held.append(Held(**fields))
         halved.append(Fold(train=fold.train, held=tuple(held)))
-    return halved, _panel(adata, halved, profiles), cells, Cost(seconds=0.0)
+    return halved, panel_of(adata, halved, profiles), cells, Cost(seconds=0.0)
 
 
 def _distances(
@@ -188,6 +199,12 @@ def predict_lists(*, method: str, seed: int, options: Options, n_folds: int = 20
     return [Measurement(method=method, metrics=result, seconds=total.seconds, mib=total.mib)]
 
 
+def _ablate(*, options: Options, seed: int) -> list[Measurement]:
+    from benchmarks.ablation import ablate  # which imports this module
+
+    return ablate(options=options, seed=seed)
+
+
 def cases(options: Options) -> Iterator[Case]:
     """Every data set, split, repetition and method; the quick form has the simulated set once."""
     for data in PERTURBATION.values():
@@ -207,6 +224,15 @@ def cases(options: Options) -> Iterator[Case]:
                         run=partial(run, options=options),
                         missing=data.missing(options.data_dir),
                     )
+    if not options.quick:
+        yield Case(
+            data="perturb_papalexi2021",
+            split="ablation",
+            seed=0,
+            method="learned, ancestral",
+            run=partial(_ablate, options=options, seed=0),
+            missing=PERTURBATION["perturb_papalexi2021"].missing(options.data_dir),
+        )
     files = (f"{SIGNATURES}.json.gz", *VOCABULARY)
     for method in () if options.quick else LISTS:
         yield Case(
@@ -229,10 +255,15 @@ def report(frame: pd.DataFrame) -> str:
     frame = frame.assign(family=frame["split"].map(family))
     for (data, split), rows in frame.groupby(["data", "family"], sort=False):
         present = set(rows["metric"])
+        if split == "ablation":
+            columns = {m: SHOWN[m] for m in ("pearson_delta", "pearson_delta_pert", "pds_cosine", "rmse")}
+            parts += [f"## {data}, ablation", method_table(rows, columns | {"energy_distance": False, "r_hat": False})]
+            continue
         if "auroc" in present:
             parts += [f"## {data}, {split}", method_table(rows, OF_LISTS)]
             continue
         shown = SHOWN | ({"energy_distance": False} if "energy_distance" in present else {})
+        shown |= CAUSAL if "descendant_auroc_net" in present else {}
         parts += [f"## {data}, {split}", method_table(rows, shown)]
         for title, prefix, suffix in (
             ("strong targets", "strong_", ""),

@@ -10,12 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cellxpert import config, datasets, errors, metrics, pl
+    from cellxpert import config, datasets, errors, metrics, pl, steering
     from cellxpert.model import CellxPert
+    from cellxpert.tasks.response import PerturbResult
 
     __version__: str
 
-__all__ = ["CellxPert", "__version__", "config", "datasets", "errors", "metrics", "pl"]
+__all__ = ["CellxPert", "PerturbResult", "__version__", "config", "datasets", "errors", "metrics", "pl", "steering"]
+_CLASSES = {"CellxPert": "cellxpert.model", "PerturbResult": "cellxpert.tasks.response"}
 
 
 def __getattr__(name: str) -> Any:
@@ -29,8 +31,8 @@ def __getattr__(name: str) -> Any:
         return version("cellxpert")
     from importlib import import_module
 
-    if name == "CellxPert":
-        return import_module("cellxpert.model").CellxPert
+    if name in _CLASSES:
+        return getattr(import_module(_CLASSES[name]), name)
     return import_module(f"cellxpert.{name}")
 
 

@@ -1,7 +1,8 @@
 """What passes between data, network and losses.
 
 Shape suffixes: B cells, T tokens of all cells laid end to end, L tokens of one cell, Q queries, M movable values, D width,
-E experts, K bins, C labels.
+E experts, K bins, C labels, V features, P patterns of measured features, H hidden features of all cells, I interventions of a
+cell, S directions of effects of perturbed genes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["IGNORE", "Batch", "Output", "Questions", "RouterStats"]
+__all__ = ["IGNORE", "Batch", "Intervention", "Output", "Questions", "RouterStats"]
 
 IGNORE = -100
 """Target of a query that does not count, and label of a cell that has none."""
@@ -25,7 +26,7 @@ def _to(obj: Any, device: torch.device | str) -> Any:
         value = getattr(obj, f.name)
         if isinstance(value, Tensor):
             moved[f.name] = value.to(device, non_blocking=True)
-        elif isinstance(value, Questions):
+        elif isinstance(value, Questions | Intervention):
             moved[f.name] = _to(value, device)
     return replace(obj, **moved)
 
@@ -57,6 +58,22 @@ class Questions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Intervention:
+    """Genes that are set from outside, per cell."""
+
+    feature_BI: Tensor
+    """Feature ids (int64); -1 for a gene that is not among the features, and for padding."""
+    target_BI: Tensor
+    """Place among the genes that were perturbed in training cells (int64); -1 for others, and for padding."""
+    dose_BI: Tensor
+    """-1 is a knock-out, -0.7 a knock-down to 0.3, 1 a doubling; 0 is padding."""
+    before: bool = False
+    """Whether the context was read before the intervention (a control cell that is asked what would happen)."""
+    code_BIS: Tensor | None = None
+    """Codes added to those that were learned: predicted ones, of genes that were never perturbed."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """Cells as tokens, in one of two layouts.
 
@@ -82,6 +99,18 @@ class Batch:
     """Label codes (int64); ``IGNORE`` for unlabelled cells."""
     row_B: Tensor | None = None
     """Row of each cell in ``obs_names`` (int64, on the CPU)."""
+    measured_PV: Tensor | None = None
+    """Features that were measured, one row per pattern (bool); None where zeros are tokens, or nothing is known of them."""
+    pattern_B: Tensor | None = None
+    """Row of each cell in ``measured_PV``."""
+    hidden_feature_H: Tensor | None = None
+    """Measured features that the context does not show, whatever their value (int64)."""
+    hidden_cell_H: Tensor | None = None
+    """Cell of each of them."""
+    blank_B: Tensor | None = None
+    """True for cells of which nothing is shown (bool)."""
+    intervention: Intervention | None = None
+    """Genes that are set from outside."""
 
     @property
     def n_cells(self) -> int:

@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 
 from cellxpert.config import ModelConfig
+from cellxpert.data.perturbations import Perturbations
 from cellxpert.data.record import Setup
 from cellxpert.data.vocabulary import Vocabulary
 from cellxpert.errors import (
@@ -53,6 +54,7 @@ class TrainedState:
     network: Network
     history: pd.DataFrame
     seed: int
+    perturbations: Perturbations | None = None
 
 
 def _tensors(network: Network) -> dict[str, torch.Tensor]:
@@ -110,6 +112,7 @@ def save_state(state: TrainedState, dir_path: str | os.PathLike[str], *, overwri
             "setup": state.setup.to_dict(),
             "labels": list(state.labels),
             "seed": state.seed,
+            "perturbations": None if state.perturbations is None else state.perturbations.to_dict(),
             "vocabulary_hash": state.vocabulary.hash(),
             "weights_hash": weights_hash(state.network),
             "history": {
@@ -162,6 +165,8 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         vocabulary = Vocabulary.from_dict(_read_json(folder / _VOCABULARY))
         labels, seed = _labels(config["labels"]), int(config["seed"])
         hashes = config["vocabulary_hash"], config["weights_hash"]
+        seen = config.get("perturbations")
+        perturbations = None if seen is None else Perturbations.from_dict(seen)
         history = pd.DataFrame(config["history"]).set_index("epoch").astype(float)
     except (AttributeError, KeyError, TypeError, ValueError, NotSetUpError) as error:
         if isinstance(error, ConfigError | VocabularyError | CheckpointError):
@@ -174,7 +179,11 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         found = f"a setup without {lacking}, whose features are in the vocabulary"
         raise CheckpointError(str(folder / _CONFIG), found=found, fix="copy the whole folder again")
     network = Network.from_config(
-        settings, feature_modality=vocabulary.role_of_feature.tolist(), n_labels=len(labels), seed=seed
+        settings,
+        feature_modality=vocabulary.role_of_feature.tolist(),
+        n_labels=len(labels),
+        n_targets=0 if perturbations is None else len(perturbations.targets),
+        seed=seed,
     )
     _load_weights(network, folder / _WEIGHTS)
     if weights_hash(network) != hashes[1]:
@@ -188,6 +197,7 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         network=network.eval(),
         history=history,
         seed=seed,
+        perturbations=perturbations,
     )
 
 

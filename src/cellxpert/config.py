@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from cellxpert.errors import ConfigError
 
-__all__ = ["PRESETS", "ModelConfig", "NetworkConfig", "TokenConfig", "TrainingConfig", "preset"]
+__all__ = ["PRESETS", "ModelConfig", "NetworkConfig", "SteeringConfig", "TokenConfig", "TrainingConfig", "preset"]
 
 HEAD_WIDTH = 64
 """Width of one attention head: 64 is the size that attention kernels are tuned for."""
@@ -86,6 +86,9 @@ class NetworkConfig:
     pooling
         What a cell's vector is made of: ``"cls"``: [CLS] alone (as published), or ``"mean"``: a linear reading of the
         cell's magnitudes, [CLS] and the mean of the other tokens.
+    n_factors
+        Factors of the linear model that the answers contain (see the model guide); 0 for none. Interventions
+        act on them.
     dropout
         Dropout on the residual branches, while training.
     label_dropout
@@ -109,6 +112,7 @@ class NetworkConfig:
     decoder_experts: bool = False
     position: bool = False
     pooling: Literal["mean", "cls"] = "mean"
+    n_factors: int = 64
     dropout: float = 0.1
     label_dropout: float = 0.5
     label_gradient: float = 0.0
@@ -143,6 +147,7 @@ class NetworkConfig:
             self.feed_forward,
             "use 'experts' or 'dense'",
         )
+        _require(self.n_factors >= 0, "NetworkConfig.n_factors", self.n_factors, "give 0 or more")
         _require(self.pooling in {"mean", "cls"}, "NetworkConfig.pooling", self.pooling, "use 'mean' or 'cls'")
         _require(0 <= self.label_gradient <= 1, "NetworkConfig.label_gradient", self.label_gradient, "use [0, 1]")
         for name in ("dropout", "label_dropout"):
@@ -171,6 +176,8 @@ class TrainingConfig:
         AdamW with linear warm-up, then cosine decay to ``final_fraction`` of the peak; the norm of the gradient is clipped.
     mask_ratio
         Range from which the masked share of a cell's tokens is drawn, anew for every cell and epoch.
+    blank
+        Where perturbed cells are registered, share of cells shown as nothing but what was done to them.
     n_queries, n_cell_queries
         Features asked per cell and step of the masked-bin and of the whole-cell objective.
     bins_weight, cell_weight, label_weight
@@ -197,6 +204,7 @@ class TrainingConfig:
     final_fraction: float = 0.05
     gradient_clip: float = 1.0
     mask_ratio: tuple[float, float] = (0.1, 0.7)
+    blank: float = 0.3
     n_queries: int = 32
     n_cell_queries: int = 64
     bins_weight: float = 1.0
@@ -233,8 +241,80 @@ class TrainingConfig:
             self.label_loss,
             "use 'plain', 'weighted' or 'balanced'",
         )
+        _require(0 <= self.blank < 1, "TrainingConfig.blank", self.blank, "use [0, 1)")
         _require(0 <= self.ema_decay < 1, "TrainingConfig.ema_decay", self.ema_decay, "use [0, 1)")
         _require(0 <= self.label_smoothing < 1, "TrainingConfig.label_smoothing", self.label_smoothing, "use [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringConfig:
+    """How :meth:`cellxpert.CellxPert.perturb` samples.
+
+    Parameters
+    ----------
+    kernel
+        ``"auto"``: exact independent draws (``"ancestral"``) where the target is the model's own law, ``"block"`` where anchors
+        steer. ``"suffix"``, ``"multiple-try"``, ``"informed"`` and ``"tilted"`` are the other moves of
+        :mod:`cellxpert.steering`; ``"fill-in"`` draws every gene once, unaware of the others (an ablation).
+    n_movable
+        Genes that can respond; the others stay as they are in the start cell, and are read out at the end.
+    n_cells
+        Most control cells of a group that chains start from.
+    min_cells
+        Fewest.
+    block_size, temperature, mix
+        Genes drawn at once by ``"block"`` and ``"multiple-try"`` (adapted in the burn-in), temperature of their proposals, share
+        of an even distribution in these.
+    n_tries
+        Candidates of ``"multiple-try"``.
+    weight
+        Weight of the model in the target (lambda).
+    part
+        The model's part: ``"joint"`` in one order per chain, ``"pseudo"``-likelihood, or ``"none"``.
+    n_anchors
+        Observed cells that anchored chains are drawn to.
+    kappa
+        Strength of the anchors in nats per bin and gene; None: such that chains come as near to them as held-out perturbed
+        training cells do.
+    distance
+        ``"bins"``, ``"squared"`` or ``"histogram"``; see :class:`cellxpert.steering.Anchors`.
+    draws_per_step
+        Independent draws for every step asked for, where draws are independent.
+    target_sum
+        Counts per cell that results are scaled to before log1p.
+    """
+
+    kernel: Literal["auto", "ancestral", "suffix", "block", "multiple-try", "informed", "tilted", "fill-in"] = "auto"
+    n_movable: int = 64
+    n_cells: int = 200
+    min_cells: int = 10
+    block_size: int = 4
+    temperature: float = 1.0
+    mix: float = 0.0
+    n_tries: int = 16
+    weight: float = 1.0
+    part: Literal["joint", "pseudo", "none"] = "joint"
+    n_anchors: int = 8
+    kappa: float | None = None
+    distance: Literal["bins", "squared", "histogram"] = "bins"
+    draws_per_step: float = 0.04
+    target_sum: float = 1e4
+
+    def __post_init__(self) -> None:
+        kernels = {"auto", "ancestral", "suffix", "block", "multiple-try", "informed", "tilted", "fill-in"}
+        _require(self.kernel in kernels, "SteeringConfig.kernel", self.kernel, f"use one of {sorted(kernels)}")
+        _require(self.part in {"joint", "pseudo", "none"}, "SteeringConfig.part", self.part, "use 'joint' or 'pseudo'")
+        distances = {"bins", "squared", "histogram"}
+        _require(
+            self.distance in distances, "SteeringConfig.distance", self.distance, f"use one of {sorted(distances)}"
+        )
+        for name in ("n_movable", "n_cells", "min_cells", "block_size", "n_tries", "n_anchors"):
+            _require(getattr(self, name) >= 1, f"SteeringConfig.{name}", getattr(self, name), "give at least 1")
+        for name in ("temperature", "draws_per_step", "target_sum"):
+            _require(getattr(self, name) > 0, f"SteeringConfig.{name}", getattr(self, name), "give a positive number")
+        _require(0 <= self.mix < 1, "SteeringConfig.mix", self.mix, "use [0, 1)")
+        _require(self.weight >= 0, "SteeringConfig.weight", self.weight, "give 0 or more")
+        _require(self.kappa is None or self.kappa >= 0, "SteeringConfig.kappa", self.kappa, "give 0 or more, or None")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,7 +358,13 @@ def _paper() -> ModelConfig:
     base = PRESETS["base"]
     # experts everywhere, a little smaller each: the same number of parameters
     return base.replace(
-        zeros="keep", position=True, pooling="cls", decoder_experts=True, expert_hidden=480, label_loss="weighted"
+        zeros="keep",
+        position=True,
+        pooling="cls",
+        decoder_experts=True,
+        expert_hidden=480,
+        n_factors=0,
+        label_loss="weighted",
     )
 
 
@@ -293,7 +379,7 @@ PRESETS: dict[str, ModelConfig] = {
     "base": ModelConfig(
         tokens=TokenConfig(n_genes=4095),
         network=NetworkConfig(
-            width=256, encoder_layers=4, decoder_layers=3, expert_hidden=640, decoder_hidden=2104, label_gradient=1.0
+            width=256, encoder_layers=4, decoder_layers=3, expert_hidden=640, decoder_hidden=1760, label_gradient=1.0
         ),
         training=TrainingConfig(
             learning_rate=3e-4,

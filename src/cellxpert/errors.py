@@ -11,8 +11,9 @@ from typing import ClassVar
 # fmt: off
 __all__ = [
     "BackedFileError", "CategoryError", "CellxPertError", "CellxPertWarning", "CheckpointError",
-    "CheckpointNotFoundError", "CheckpointVersionError", "ConfigError", "DatasetError", "DeviceError",
-    "DuplicateNamesError", "EmptyDataError", "FeatureNameError", "FeatureOverlapError", "LayerError",
+    "CheckpointNotFoundError", "CheckpointVersionError", "ConfigError", "ControlError", "DatasetError", "DeviceError",
+    "DuplicateNamesError", "EmptyDataError", "FeatureNameError", "FeatureOverlapError", "FewCellsError", "GeneError",
+    "InterventionError", "LayerError",
     "MatrixTypeError", "MetricError", "MissingValuesError", "ModalityError", "MuDataError", "NegativeValueError",
     "NoLabelsError", "NonFiniteError", "NotCountsError", "NotSetUpError", "NotTrainedError", "ObjectTypeError",
     "ObsConflictError", "ObsKeyError", "OutputExistsError", "PlotError", "QueryError", "ResumeError",
@@ -256,6 +257,37 @@ class QueryError(CellxPertError, ValueError):
 
     code = "CX407"
     why = "the model has no weights for it, and the nearest one would be a guess."
+
+
+class ControlError(CellxPertError, ValueError):
+    """No cell is of the control condition, or none of those that are left."""
+
+    code = "CX408"
+    why = "an effect is a difference from control cells; without them there is none to learn or to predict."
+
+
+# --- perturbations: CX5.. ---
+
+
+class GeneError(CellxPertError, KeyError):
+    """A gene to be perturbed is unknown to the model, or not measured in the object."""
+
+    code = "CX501"
+    why = "nothing is known of what follows from a gene that was never read."
+
+
+class InterventionError(CellxPertError, ValueError):
+    """An intervention that means nothing: an unknown kind, a bad dose, or one gene set in two ways."""
+
+    code = "CX502"
+    why = "what the gene is set to would be a guess."
+
+
+class FewCellsError(CellxPertError, ValueError):
+    """A group has too few control cells to start from."""
+
+    code = "CX503"
+    why = "a mean over a handful of cells is noise, and its uncertainty cannot be told."
 
 
 # --- models: CX7.. ---

@@ -6,8 +6,10 @@ __all__ = [
     "INFO",
     "LABEL",
     "LATENT",
+    "PERTURBED",
     "SETUP",
     "confidence_key",
+    "perturbed_latent_key",
     "proba_key",
 ]
 
@@ -19,6 +21,17 @@ LATENT = "X_cellxpert"
 """Default ``obsm`` key of the cell vectors, float32 of shape (n_cells, width)."""
 LABEL = "cellxpert_label"
 """Default ``obs`` key of predicted labels, categorical."""
+PERTURBED = "cellxpert_perturbed"
+"""Default ``layers`` key of predicted expression, and name of the record of a prediction."""
+
+
+def perturbed_latent_key(key: str = PERTURBED) -> str:
+    """Name of the ``obsm`` array with the cell vectors that belong to ``layers[key]``.
+
+    >>> perturbed_latent_key()
+    'X_cellxpert_perturbed'
+    """
+    return f"X_{key}"
 
 
 def _stem(key: str) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,18 +14,22 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from cellxpert import keys
+from cellxpert import exchange, keys
+from cellxpert.base import SetupMethods
 from cellxpert.checkpoint import TrainedState, load_state, save_state, weights_hash
-from cellxpert.config import ModelConfig
+from cellxpert.config import ModelConfig, SteeringConfig
 from cellxpert.config import preset as named_preset
 from cellxpert.data import setup as setups
 from cellxpert.data.cells import Cells
-from cellxpert.data.collate import Collator
-from cellxpert.data.tokens import Tokens, tokenize
-from cellxpert.data.write import record, require_writable, write_obs, write_obsm
-from cellxpert.errors import CellxPertWarning, ConfigError, NoLabelsError, NotTrainedError
-from cellxpert.tasks.annotate import Annotation, annotate
+from cellxpert.data.tokens import Tokens
+from cellxpert.data.write import record, write_obsm
+from cellxpert.errors import CellxPertWarning, ConfigError, NotTrainedError
+from cellxpert.tasks.annotate import annotate
+from cellxpert.tasks.checks import make_screen
 from cellxpert.tasks.embed import embed
+from cellxpert.tasks.perturb import screen
+from cellxpert.tasks.response import PerturbResult
+from cellxpert.tasks.screens import Asked
 
 if TYPE_CHECKING:
     from cellxpert.training.run import Learned
@@ -35,7 +39,7 @@ __all__ = ["CellxPert"]
 Data = AnnData | MuData
 
 
-class CellxPert:
+class CellxPert(SetupMethods):
     """One transformer over single-cell multi-omics.
 
     Parameters
@@ -76,103 +80,7 @@ class CellxPert:
         self._learned: Learned | None = None
         self._device = "cpu"
 
-    # --- setup ---
-
-    @classmethod
-    def setup_mudata(
-        cls,
-        mdata: MuData,
-        *,
-        rna: str | None = None,
-        atac: str | None = None,
-        protein: str | None = None,
-        layers: Mapping[str, str | None] | None = None,
-        batch_key: str | None = None,
-        labels_key: str | None = None,
-        unlabeled_category: str = "Unknown",
-        counts: str | Mapping[str, str] = "auto",
-    ) -> None:
-        """Say which modality of a MuData plays which role, check all of its values, and record that.
-
-        Parameters
-        ----------
-        mdata
-            The object, not a view. Any cell may lack any modality.
-        rna, atac, protein
-            Names in ``mdata.mod`` of the modalities that play these roles; at least one.
-        layers
-            Per role, the layer that holds its counts, e.g. ``{"rna": "counts"}``; ``X`` by default.
-        batch_key, labels_key
-            Columns of ``obs`` with batches and labels.
-        unlabeled_category
-            Label of cells whose type is not known.
-        counts
-            ``"auto"`` requires raw counts; ``"fractional"`` allows corrected ones, ``"intensity"`` imaging intensities.
-
-        Raises
-        ------
-        CellxPertError
-            Its kind and message say what is wrong, where, and which line mends it.
-
-        Notes
-        -----
-        **Writes** ``mdata.uns["cellxpert_info"]["setup"]``, nothing else.
-        """
-        setups.setup_mudata(
-            mdata,
-            rna=rna,
-            atac=atac,
-            protein=protein,
-            layers=layers,
-            batch_key=batch_key,
-            labels_key=labels_key,
-            unlabeled_category=unlabeled_category,
-            counts=counts,
-        )
-
-    @classmethod
-    def setup_anndata(
-        cls,
-        adata: AnnData,
-        *,
-        modality: str = "rna",
-        layer: str | None = None,
-        batch_key: str | None = None,
-        labels_key: str | None = None,
-        unlabeled_category: str = "Unknown",
-        counts: str = "auto",
-    ) -> None:
-        """Say what the matrix of one AnnData holds, check all of its values, and record that.
-
-        Parameters
-        ----------
-        adata
-            The object, not a view.
-        modality
-            Role of its matrix: ``"rna"``, ``"atac"`` or ``"protein"``.
-        layer
-            Layer that holds the counts; None for ``X``.
-        batch_key, labels_key, unlabeled_category, counts
-            As in :meth:`setup_mudata`.
-
-        Raises
-        ------
-        CellxPertError
-            As in :meth:`setup_mudata`.
-
-        Notes
-        -----
-        **Writes** ``adata.uns["cellxpert_info"]["setup"]``, nothing else.
-        """
-        setups.setup_anndata(
-            adata,
-            modality=modality,
-            layer=layer,
-            batch_key=batch_key,
-            labels_key=labels_key,
-            unlabeled_category=unlabeled_category,
-            counts=counts,
-        )
+    # --- setup: see also SetupMethods ---
 
     def view_setup(self) -> str:
         """Return what the model reads: roles, layers, features, labels, and the cells of each modality in each batch."""
@@ -270,15 +178,101 @@ class CellxPert:
             resume=resume,
             progress_bar=progress_bar,
         )
-        self._learned = train_network(cells, self._config, arguments, previous=self._learned, seed=self._seed)
+        self._settle(train_network(cells, self._config, arguments, previous=self._learned, seed=self._seed))
+
+    def finetune(
+        self,
+        mdata: Data | None = None,
+        *,
+        max_epochs: int | None = None,
+        accelerator: str = "auto",
+        devices: int | str | list[int] = "auto",
+        precision: str | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+        train_size: float = 0.9,
+        split_key: str | None = None,
+        early_stopping: bool = False,
+        seed: int | None = None,
+        resume: str | os.PathLike[str] | None = None,
+        progress_bar: bool = True,
+    ) -> None:
+        """Go on training all weights of a trained or loaded model, on cells that were set up on their own.
+
+        Features and bins stay. Perturbed cells (``perturbation_key`` of the setup) teach what perturbing does; labels other than
+        those that the model knows make the label head anew. The model then belongs to these cells.
+
+        Parameters
+        ----------
+        mdata
+            MuData or AnnData that a setup was recorded in; the model's own by default.
+        learning_rate
+            Peak of the learning rate; a third of the preset's by default.
+        max_epochs, accelerator, devices, precision, batch_size, train_size, split_key, early_stopping, seed, resume, progress_bar
+            As in :meth:`train`.
+
+        Raises
+        ------
+        NotTrainedError
+            If the model was not trained.
+        NotSetUpError
+            If no setup is recorded in the object.
+        FeatureOverlapError
+            If less than 30 % of the features, or of their counts, are found.
+        SplitError, ResumeError, DeviceError, TrainingDivergedError
+            As in :meth:`train`.
+
+        Warns
+        -----
+        CellxPertWarning
+            As in :meth:`train`.
+        """
+        from cellxpert.training.finetune import finetune_network
+        from cellxpert.training.run import TrainArguments
+
+        state = self._trained()
+        data = self._own_data() if mdata is None else mdata
+        setup = setups.read_setup(data)
+        setups.validate(data, setup)
+        rate = self._config.training.learning_rate / 3 if learning_rate is None else learning_rate
+        arguments = TrainArguments(
+            max_epochs=max_epochs,
+            accelerator=accelerator,
+            devices=devices,
+            precision=precision,
+            batch_size=batch_size,
+            train_size=train_size,
+            split_key=split_key,
+            early_stopping=early_stopping,
+            seed=self._seed if seed is None else int(seed),
+            resume=resume,
+            progress_bar=progress_bar,
+        )
+        learned = finetune_network(
+            Cells.open(data, setup),
+            state.config.replace(learning_rate=rate),
+            arguments,
+            network=state.network,
+            vocabulary=state.vocabulary,
+            labels=state.labels,
+            perturbations=state.perturbations,
+            seed=self._seed,
+        )
+        self._data, self._setup = data, setup
+        self._settle(learned)
+
+    def _settle(self, learned: Learned) -> None:
+        """Make what was learned the model's state."""
+        self._learned = learned
         self._state = TrainedState(
             config=self._config,
             setup=self._setup,
-            vocabulary=self._learned.vocabulary,
-            labels=self._learned.labels,
-            network=self._learned.network,
-            history=self._learned.history,
+            vocabulary=learned.vocabulary,
+            labels=learned.labels,
+            network=learned.network,
+            history=learned.history,
             seed=self._seed,
+            perturbations=learned.perturbations,
         )
         self._state.network.to(self._device)
 
@@ -432,13 +426,7 @@ class CellxPert:
         """
         started = time.perf_counter()
         state = self._trained()
-        if not state.labels:
-            key, nothing = state.setup.labels_key, state.setup.unlabeled_category
-            found, fix = "the model was trained without labels", "set up a labels_key, and train"
-            if key is not None:
-                found = f"every cell that the model was trained on is {nothing!r} in obs[{key!r}]"
-                fix = "label some of these cells, set up the object again, and train"
-            raise NoLabelsError("annotate", found=found, fix=fix)
+        exchange.require_labels(state)
         data, tokens = self._read(mdata, "annotate", inplace=inplace)
         result = annotate(
             self._embed(tokens, batch_size)[1],
@@ -447,21 +435,142 @@ class CellxPert:
             unlabeled_category=self._setup.unlabeled_category,
         )
         if inplace:
-            self._write_annotation(data, result, key=key_added)
             entry = self._record(tokens, started) | {"classes": list(result.classes), "unknown": unknown}
-            record(data, "annotate", key=key_added, entry=entry)
+            exchange.write_annotation(data, result, key=key_added, entry=entry)
         if return_proba:
             return pd.DataFrame(result.probabilities, index=data.obs_names, columns=list(result.classes))
         if inplace:
             return None
         return pd.DataFrame({"label": result.labels, "confidence": result.confidence}, index=data.obs_names)
 
-    @staticmethod
-    def _write_annotation(data: Data, result: Annotation, *, key: str) -> None:
-        labels = pd.Series(pd.Categorical(result.labels.astype(str)), index=data.obs_names)
-        write_obs(data, key, labels)
-        write_obs(data, keys.confidence_key(key), pd.Series(result.confidence, index=data.obs_names))
-        write_obsm(data, keys.proba_key(key), result.probabilities)
+    def perturb(
+        self,
+        genes: Any,
+        n_steps: int = 200,
+        *,
+        mdata: Data | None = None,
+        groupby: str | None = None,
+        target: str = "auto",
+        n_chains: int | None = None,
+        seed: int | None = None,
+        key_added: str = keys.PERTURBED,
+        inplace: bool = True,
+        steering: SteeringConfig | None = None,
+        regulators: Mapping[str, Collection[str]] | None = None,
+        target_embedding: pd.DataFrame | None = None,
+        resume: str | os.PathLike[str] | None = None,
+        progress_bar: bool = True,
+    ) -> PerturbResult:
+        """Predict how control cells respond when genes are perturbed.
+
+        Every prediction is the difference between chains that are told of the perturbation and paired ones that are not
+        (:mod:`cellxpert.steering`; arXiv:2605.00930), beside what trivial predictions say. See the user guide for what the
+        targets mean and when not to trust them.
+
+        Parameters
+        ----------
+        genes
+            A gene (``"JAK2"``), genes that are set together (``"JAK2+STAT1"``, or a mapping such as
+            ``{"GATA1": "knockout", "KLF1": ("fold", 2.0)}``), or a list of these: a screen, whose perturbations share their
+            null. Kinds are ``"knockout"``, ``"knockdown"`` or ``("knockdown", share left)``, ``"overexpression"`` or
+            ``("fold", factor)``, and ``("bin", b)`` (``"zero-shot"`` only). A gene without one gets the kind that was
+            registered, else a knockout.
+        n_steps
+            Steps of each chain, half of them burn-in. Where the target is the model's own law, draws are independent and
+            one is taken for every 25 steps.
+        mdata
+            Object with the control cells; the model's own by default. Where it does not say which cells are perturbed, all are
+            control cells; of an object that the model was not trained on, all perturbed cells may become anchors.
+        groupby
+            Column of ``obs``: a prediction for the control cells of each of its categories, all of which must have some.
+        target
+            ``"learned"``: the law learned from perturbed cells. ``"anchored"``: the same, drawn to medoids of the observed
+            perturbed training cells. ``"predicted"``: drawn to control medoids moved by a linear prediction.
+            ``"zero-shot"``: the genes are held at what they are set to, all else follows from what genes say of one another,
+            causes and consequences alike. ``"auto"``: ``"learned"`` where perturbed cells were trained on, else
+            ``"zero-shot"``.
+        n_chains
+            Chains per start cell; 4 by default. Fewer than 2 leave R-hat unknown.
+        seed
+            Seed of the chains; the model's by default.
+        key_added
+            Name of what is written.
+        inplace
+            Write; the result is returned in any case.
+        steering
+            How to sample; see :class:`cellxpert.config.SteeringConfig`.
+        regulators
+            Per gene, genes that act on it: they cannot respond to it (``"zero-shot"``: conditioning would move them too).
+            Each perturbation then has a null of its own.
+        target_embedding
+            What is known of genes beside the data: a row per gene, perturbed ones and asked ones. What was learned of the perturbed
+            carries over by similarity of rows (``cellxpert.metrics.gene_set_embedding`` makes one of gene sets).
+        resume
+            Folder for finished conditions: written after each, continued from if it holds some of the same screen.
+        progress_bar
+            Show progress, on a terminal or in a notebook.
+
+        Returns
+        -------
+        The result: ``table``, ``conditions``, ``baselines``, ``trajectory``, ``diagnostics``, ``to_anndata()``.
+
+        Raises
+        ------
+        NotTrainedError
+            If the model was not trained.
+        GeneError
+            If a gene is unknown, not measured where it is held, or nothing is known of what follows from it.
+        InterventionError, ConfigError
+            If a kind, a dose, a number or a combination of settings means nothing, or there is nothing to do.
+        ControlError, FewCellsError
+            If there are no control cells, too few in a group, or no perturbed ones where anchors are made of them.
+        ResumeError
+            If the folder holds another screen.
+
+        Warns
+        -----
+        CellxPertWarning
+            If a gene is not expressed in the start cells, or chains have not converged (R-hat above 1.01, or unknown).
+
+        Notes
+        -----
+        **Writes** ``uns["cellxpert_info"]["perturb"][key_added]`` (``table``, ``conditions``, ``baselines`` and the record of the
+        call); for one perturbation also ``layers[key_added]`` of the RNA modality (log1p counts per 10,000 of the start cells,
+        NaN elsewhere) and ``obsm["X_" + key_added]`` (their cell vectors, NaN elsewhere).
+
+        It computes on the CPU, wherever the model is.
+        """
+        started = time.perf_counter()
+        state = self._trained()
+        data, tokens = self._read(mdata, "perturb", inplace=inplace)
+        asked = Asked(
+            genes=genes,
+            n_steps=n_steps,
+            target=target,
+            n_chains=n_chains,
+            seed=self._seed if seed is None else int(seed),
+            settings=SteeringConfig() if steering is None else steering,
+            regulators=regulators,
+            embedding=target_embedding,
+            folder=None if resume is None else Path(resume),
+        )
+        cells = Cells.open(data, setups.query_setup(self._setup, data))
+        split = self._learned.split if self._learned is not None and data is self._data else None
+        job = make_screen(
+            asked,
+            exchange.subjects_of(state, cells, tokens, groupby=groupby, split=split),
+            network=exchange.on_cpu(state.network),
+            vocabulary=state.vocabulary,
+            perturbations=state.perturbations,
+        )
+        with exchange.progress("perturb", job.n_conditions, show=progress_bar) as advance:
+            result = screen(job, model_hash=weights_hash(state.network), progress=advance)
+        for text in result.doubts:
+            warnings.warn(f"perturb: {text}", CellxPertWarning, stacklevel=2)
+        if inplace:
+            entry = self._record(tokens, started) | {"device": "cpu"}
+            exchange.write_perturbation(data, cells, result, asked=asked, state=state, key=key_added, entry=entry)
+        return result
 
     # --- files ---
 
@@ -538,41 +647,11 @@ class CellxPert:
         state = self._trained()
         own = data is None or data is self._data
         data = self._own_data() if data is None else data
-        setup = replace(setups.query_setup(self._setup, data), batch_key=None, labels_key=None)
-        if inplace:
-            require_writable(data, f"{call}(inplace=True)")
-        notes = setups.validate(data, setup)
-        for note in () if own else notes:
-            warnings.warn(note, CellxPertWarning, stacklevel=3)
-        tokens = tokenize(Cells.open(data, setup), state.vocabulary, state.config.tokens)
-        if n_empty := int((tokens.lengths == 0).sum()):
-            text = f"{n_empty} of {tokens.n_cells} cells have no counts in the model's features; their results mean nothing"
-            warnings.warn(text, CellxPertWarning, stacklevel=3)
-        return data, tokens
+        return data, exchange.read(state, data, setup=self._setup, call=call, inplace=inplace, own=own)
 
     def _embed(self, tokens: Tokens, batch_size: int | None) -> tuple[np.ndarray, np.ndarray]:
         state = self._trained()
-        collator = Collator(
-            tokens,
-            n_features=state.vocabulary.n_features,
-            n_bins=state.vocabulary.n_bins,
-            zeros=state.config.tokens.zeros,
-            shuffle_positions=state.config.network.position,
-            seed=state.seed,
-        )
-        return embed(state.network, collator, batch_size=batch_size, device=self._device)
+        return embed(state.network, exchange.collate(state, tokens), batch_size=batch_size, device=self._device)
 
     def _record(self, tokens: Tokens, started: float) -> dict[str, Any]:
-        """Plain values that say how a result came about."""
-        from importlib.metadata import version
-
-        state = self._trained()
-        return {
-            "version": version("cellxpert"),
-            "weights_hash": weights_hash(state.network),
-            "vocabulary_hash": state.vocabulary.hash(),
-            "seed": state.seed,
-            "feature_overlap": float(tokens.measured_features.any(axis=0).mean()),
-            "device": self._device,
-            "seconds": round(time.perf_counter() - started, 3),
-        }
+        return exchange.describe(self._trained(), tokens, started=started, device=self._device)

@@ -19,7 +19,7 @@ pytest.importorskip("transformers", reason="the rivals of the speed task need tr
 
 from benchmarks.measure import ROOT
 from benchmarks.registry import Options
-from benchmarks.speed import cases, flops, gpu, inputs, ours, rivals
+from benchmarks.speed import cases, flops, gpu, inputs, ours, rivals, sampling
 from benchmarks.speed.step import step_of
 from benchmarks.tasks.speed import BARS, TASK
 
@@ -69,6 +69,36 @@ def test_the_rivals_have_their_sizes() -> None:
         active = flops.active_encoder_parameters(config.network)
         active += flops.active_decoder_parameters(config.network) if decoder else 0
         assert layers == pytest.approx(active, rel=1e-3)
+
+
+def test_the_masked_model_has_the_parameters_asked_for() -> None:
+    config = preset("base")
+    for n_parameters in (ours.network_of(SMALL).n_parameters(), rivals.active_parameters(config), 26_300_000):
+        bert = rivals.MaskedBert(config, n_parameters=max(n_parameters, 5_000_000), length=300)
+        found = sum(p.numel() for p in bert.parameters())
+        assert found == pytest.approx(max(n_parameters, 5_000_000), rel=2e-3)
+
+
+def test_the_rivals_sampler_moves_as_it_should() -> None:
+    """Two passes and four passes are the same chain; conditionals do not see what is hidden."""
+    moved = []
+    for careful in (True, False):
+        bert = rivals.MaskedBert(SMALL, n_parameters=400_000, length=20).eval()
+        with torch.no_grad():
+            bert.head.weight.mul_(3)
+            chain = sampling.SamplerOfBert(bert, length=20, n_sites=6, size=2)
+            seen = []
+            for _ in range(15):
+                chain.step(careful=careful)
+                seen.append(chain.bin_1L.clone())
+            hidden = torch.tensor([1, 4])
+            other = chain.bin_1L.clone()
+            other[0, hidden] = (other[0, hidden] + 7) % 50
+            torch.testing.assert_close(chain.conditionals(chain.bin_1L, hidden), chain.conditionals(other, hidden))
+        moved.append(torch.cat(seen))
+    assert torch.equal(*moved)
+    assert len(moved[0].unique(dim=0)) > 2
+    assert torch.equal(moved[0][:, 6:], moved[0][:1, 6:].expand(15, -1))
 
 
 def test_per_cell_digitize_keeps_order_and_fills_bins_evenly() -> None:
@@ -154,6 +184,20 @@ def test_cases_measure_both_sides(function: str, arguments: dict[str, int], meth
     assert metrics <= set(found[method])
     assert len(found) > 1
     assert all(value > 0 for values in found.values() for value in values.values())
+
+
+@pytest.mark.slow
+def test_sampling_measures_both_sides() -> None:
+    found = {m.method: m.metrics for m in sampling.steps(length=32, n_sites=6, n_chains=2, size=2, repeats=1)}
+    bars = {metric for split, _, metric, *_ in BARS if split.startswith("steps")}
+    assert bars <= set(found["cellxpert-base"])
+    assert len(found) == 6
+    assert all(value > 0 for values in found.values() for value in values.values())
+    found = {m.method: m.metrics for m in sampling.pseudo_likelihood(length=32, n_sites=8, n_timed=2, repeats=1)}
+    bars = {metric for split, _, metric, *_ in BARS if split.startswith("pseudo")}
+    assert bars <= set(found["cellxpert-base"])
+    # passes that were not timed count too
+    assert found["bert_masked_passes"]["cells_per_cpu_s"] < found["cellxpert-base"]["cells_per_cpu_s"]
 
 
 @pytest.mark.slow

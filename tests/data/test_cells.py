@@ -259,6 +259,19 @@ def test_columns_are_put_together_by_cell():
     assert cells.batches().to_dict() == truth
 
 
+def test_conditions_are_text_and_complete():
+    truth = {name: ("control", "KLF1", "KLF1+GATA1")[i % 3] for i, name in enumerate(ALL)}
+    mdata = mosaic(ALL[:8], ALL[:3:-1])
+    mdata["rna"].obs["guide"] = pd.Categorical([truth[c] for c in ALL[:8]])
+    mdata["atac"].obs["guide"] = [truth[c] for c in ALL[:3:-1]]
+    cells = Cells.open(mdata, Setup(modalities=(RNA, ATAC), perturbation_key="guide"))
+    assert cells.conditions().to_dict() == truth
+    assert Cells.open(mdata, PAIR).conditions() is None
+    mdata["rna"].obs["guide"] = [None] + [truth[c] for c in ALL[1:8]]
+    with pytest.raises(MissingValuesError, match="1 cells"):
+        Cells.open(mdata, Setup(modalities=(RNA, ATAC), perturbation_key="guide")).conditions()
+
+
 def test_modalities_that_disagree_are_an_error():
     with pytest.raises(ObsConflictError, match=r"4 cells differ, e\.g\. 'cell4': 'a' before, 'b' here"):
         labelled(["a"] * 8, ["b"] * 8).labels()

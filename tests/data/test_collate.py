@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cellxpert.batch import IGNORE
 from cellxpert.data.binning import ragged
 from cellxpert.data.collate import Collator
+from cellxpert.data.perturbations import Assigned
 from cellxpert.data.tokens import Tokens
 
 V, K = 30, 12
@@ -103,7 +104,8 @@ def test_inference_shows_every_token_in_order(rows, layout, zeros):
         assert len(batch.feature_T) == batch.lengths_B.sum()
     for field in dataclasses.fields(batch):
         value = getattr(batch, field.name)
-        assert not isinstance(value, torch.Tensor) or value.dtype == torch.int64
+        kind = torch.bool if field.name == "measured_PV" else torch.int64
+        assert not isinstance(value, torch.Tensor) or value.dtype == kind, field.name
 
 
 @settings(deadline=None, max_examples=30)
@@ -308,11 +310,13 @@ def test_a_batch_of_64_cells_takes_milliseconds():
     assert min(seconds) < 0.01  # 1.5 ms when measured: far below a training step
 
 
-@given(rows=ROWS, seed=st.integers(0, 99), n_queries=st.sampled_from([2, 8, 64]))
+@given(
+    rows=ROWS, seed=st.integers(0, 99), n_queries=st.sampled_from([2, 8, 64]), blank=st.sampled_from([0.0, 0.0, 0.9])
+)
 @settings(deadline=None, max_examples=30)
-def test_rates_are_the_shares_of_zeros_and_of_others_that_are_asked(rows, seed, n_queries):
+def test_rates_are_the_shares_of_zeros_and_of_others_that_are_asked(rows, seed, n_queries, blank):
     tokens = tokens_of(zeros="drop")
-    batch = collator(tokens, zeros="drop", n_queries=n_queries)(rows, rng=np.random.default_rng(seed))
+    batch = collator(tokens, zeros="drop", n_queries=n_queries, blank=blank)(rows, rng=np.random.default_rng(seed))
     for questions in (batch.masked, batch.whole):
         for b, i in enumerate(rows):
             truth = {f for f, v in cell(tokens, i).items() if v}
@@ -322,3 +326,165 @@ def test_rates_are_the_shares_of_zeros_and_of_others_that_are_asked(rows, seed, 
                 n = len(asked & features)
                 expected = n / len(features) if n else 1
                 assert abs(questions.rate_B2[b, column].item() - expected) < 1e-6
+
+
+# --- what a batch says that it shows -----------------------------------------------------------------------------------
+
+LABELS = np.arange(40) % 4 - 1  # -1: unlabelled
+
+
+def hidden_of(batch, b):
+    return batch.hidden_feature_H[batch.hidden_cell_H == b].tolist()
+
+
+def shown_zeros_and_others(batch, b):
+    """Features that a batch says are known in a cell."""
+    return set(torch.nonzero(batch.measured_PV[batch.pattern_B[b]])[:, 0].tolist()) - set(hidden_of(batch, b))
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    rows=ROWS,
+    layout=LAYOUT,
+    seed=st.integers(0, 99),
+    n_queries=st.sampled_from([1, 8, 64]),
+    blank=st.sampled_from([0.0, 0.5]),
+)
+def test_what_is_hidden_is_all_that_is_not_shown(rows, layout, seed, n_queries, blank):
+    """Hidden: tokens that are not in the context, asked or not, and zeros that are asked. Known: all else that was measured."""
+    tokens = tokens_of()
+    batch = collator(tokens, layout=layout, n_queries=n_queries, blank=blank)(rows, rng=np.random.default_rng(seed))
+    assert batch.measured_PV.shape[0] == len(set(tokens.pattern[rows]))
+    for b, (i, (features, _, _)) in enumerate(zip(rows, contexts(batch), strict=True)):
+        truth = cell(tokens, i)
+        asked = {int(q) for q in batch.masked.query_BQ[b] if q >= 0}
+        gone = (set(truth) - set(features)) | (asked - set(truth))
+        hidden = hidden_of(batch, b)
+        assert sorted(hidden) == sorted(gone)  # each of them once
+        assert asked <= set(hidden)
+        assert shown_zeros_and_others(batch, b) == measured(tokens, i) - gone
+        assert set(features) <= shown_zeros_and_others(batch, b)
+
+
+@settings(deadline=None, max_examples=20)
+@given(rows=ROWS)
+def test_inference_hides_nothing(rows):
+    tokens = tokens_of()
+    batch = collator(tokens, blank=0.9)(rows, labels=LABELS)
+    assert len(batch.hidden_feature_H) == len(batch.hidden_cell_H) == 0
+    assert batch.blank_B is None
+    assert batch.intervention is None
+    for b, i in enumerate(rows):
+        assert shown_zeros_and_others(batch, b) == measured(tokens, i)
+
+
+def test_where_zeros_are_tokens_nothing_more_is_said():
+    batch = collator(tokens_of(zeros="keep"), zeros="keep")(np.arange(9), rng=np.random.default_rng(0))
+    assert batch.measured_PV is None
+    assert batch.pattern_B is None
+    assert batch.hidden_feature_H is None
+
+
+# --- blank cells -------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows=ROWS, layout=LAYOUT, zeros=ZEROS, seed=st.integers(0, 99), n_queries=st.sampled_from([2, 8, 64]))
+def test_of_blank_cells_nothing_is_shown_and_only_true_things_are_asked(rows, layout, zeros, seed, n_queries):
+    tokens = tokens_of(zeros=zeros)
+    make = collator(tokens, layout=layout, zeros=zeros, n_queries=n_queries, blank=0.5)
+    batch = make(rows, rng=np.random.default_rng(seed), labels=LABELS)
+    for b, (i, (features, _, _)) in enumerate(zip(rows, contexts(batch), strict=True)):
+        truth = cell(tokens, i)
+        query, target = batch.masked.query_BQ[b].tolist(), batch.masked.target_BQ[b].tolist()
+        asked = {q: t for q, t in zip(query, target, strict=True) if q >= 0}
+        assert asked == {q: truth.get(q, 0) for q in asked}
+        if batch.blank_B[b]:
+            assert features == []
+            assert batch.lengths_B[b] == 1
+            assert batch.label_B[b] == IGNORE
+            assert (batch.whole.target_BQ[b] == IGNORE).all()
+            assert set(asked) <= measured(tokens, i)
+            assert len(asked) == min(n_queries, V, len(measured(tokens, i)))
+        else:
+            assert len(features) > 0 or len(truth) == 0
+            assert batch.label_B[b] == (LABELS[i] if LABELS[i] >= 0 else IGNORE)
+            real = batch.whole.query_BQ[b] >= 0
+            assert batch.whole.target_BQ[b][real].tolist() == [
+                truth.get(int(q), 0) for q in batch.whole.query_BQ[b][real]
+            ]
+
+
+def test_as_many_are_blank_as_was_asked_for():
+    make = collator(tokens_of(), blank=0.3)
+    rng = np.random.default_rng(0)
+    share = np.mean([make(np.arange(40), rng=rng).blank_B.double().mean() for _ in range(50)])
+    assert abs(share - 0.3) < 0.04
+    assert collator(tokens_of())(np.arange(40), rng=rng).blank_B is None
+
+
+# --- a context without some features -----------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows=ROWS, layout=LAYOUT, zeros=ZEROS, hidden=st.sets(st.integers(0, V - 1)))
+def test_a_context_is_the_cell_without_some_features(rows, layout, zeros, hidden):
+    tokens = tokens_of(zeros=zeros)
+    hidden_V = np.isin(np.arange(V), list(hidden))
+    batch = collator(tokens, layout=layout, zeros=zeros).context(rows, hidden_V)
+    assert batch.masked is None
+    assert batch.whole is None
+    assert batch.label_B is None
+    assert batch.row_B.tolist() == tokens.rows[rows].tolist()
+    for b, (i, (features, bins, position)) in enumerate(zip(rows, contexts(batch), strict=True)):
+        kept = {f: v for f, v in cell(tokens, i).items() if f not in hidden}
+        assert list(zip(features, bins, strict=True)) == list(kept.items())
+        assert position is None
+        if zeros == "drop":
+            assert batch.hidden_feature_H is None
+            known = torch.nonzero(batch.measured_PV[batch.pattern_B[b]])[:, 0].tolist()
+            assert set(known) == measured(tokens, i) - hidden
+        else:
+            assert batch.measured_PV is None
+
+
+def test_a_context_that_hides_nothing_is_the_inference_batch():
+    make = collator(tokens_of(), layout="padded")
+    rows = [4, 1, 0, 7]
+    one, two = make(rows), make.context(rows, np.zeros(V, bool))
+    for name in ("feature_T", "bin_T", "lengths_B", "measured_PV", "pattern_B"):
+        assert torch.equal(getattr(one, name), getattr(two, name)), name
+    assert one.pad_length == two.pad_length
+
+
+def test_tokens_of_a_context_come_in_the_order_of_inference():
+    """With learned positions the order is part of the input; what is left keeps its order, and places have no gaps."""
+    make = collator(tokens_of(), shuffle_positions=True, seed=3)
+    hidden_V = np.arange(V) % 3 == 0
+    rows = [1, 5, 9, 0, 6]
+    shuffled = 0
+    for whole, part in zip(contexts(make(rows)), contexts(make.context(rows, hidden_V)), strict=True):
+        left = [(f, v) for f, v in zip(whole[0], whole[1], strict=True) if f % 3]
+        assert list(zip(part[0], part[1], strict=True)) == left
+        assert part[2] == list(range(1, len(left) + 1))
+        shuffled += part[0] != sorted(part[0])
+    assert shuffled >= 2
+
+
+# --- interventions -----------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=30)
+@given(rows=ROWS, training=st.booleans(), zeros=ZEROS, blank=st.sampled_from([0.0, 0.5]))
+def test_cells_carry_the_genes_that_are_set_in_them(rows, training, zeros, blank):
+    rng = np.random.default_rng(0)
+    assigned = Assigned(
+        rng.integers(-1, V, (40, 2)), rng.integers(-1, 5, (40, 2)), rng.choice([-1.0, 0.0, 0.5], (40, 2)).astype("f4")
+    )
+    make = collator(tokens_of(zeros=zeros), zeros=zeros, assigned=assigned, blank=blank)
+    given_ = make(rows, rng=np.random.default_rng(1) if training else None).intervention
+    np.testing.assert_array_equal(given_.feature_BI, assigned.feature_NI[rows])
+    np.testing.assert_array_equal(given_.target_BI, assigned.target_NI[rows])
+    np.testing.assert_array_equal(given_.dose_BI, assigned.dose_NI[rows])
+    assert given_.dose_BI.dtype == torch.float32
+    assert not given_.before  # these cells were read after it

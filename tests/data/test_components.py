@@ -1,12 +1,14 @@
-"""Principal components against numpy's dense decomposition."""
+"""Principal components and factors against numpy's dense decomposition."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import pytest
 
 from cellxpert.data import components
-from cellxpert.data.components import principal_components
+from cellxpert.data.components import FactorModel, factor_model, principal_components
 from cellxpert.data.tokens import Tokens
 
 SCALE = np.array([0.0, 0.5, 0.75, 1.0])
@@ -35,7 +37,7 @@ def _tokens(bins: np.ndarray) -> Tokens:
         start=np.r_[0, np.cumsum((bins > 0).sum(axis=1))],
         rows=np.arange(len(bins)),
         pattern=np.zeros(len(bins), np.int32),
-        measured_features=np.ones((1, 20), bool),
+        measured_features=np.ones((1, bins.shape[1]), bool),
     )
 
 
@@ -115,3 +117,143 @@ def test_cells_without_tokens_do_no_harm() -> None:
     usual, vectors = _find(np.zeros((5, 20), int), np.arange(5))
     assert not usual.any()
     assert vectors.shape == (20, 0)
+
+
+# --- factors -----------------------------------------------------------------------------------------------------------
+
+LEVELS = np.array([[0.0, 0.4, 1.1, 2.3], [0.0, 0.9, 1.0, 1.6]])
+
+
+def _mosaic(bins: np.ndarray) -> Tokens:
+    """A third of the cells, and the other ones, have patterns of their own; the third lacks the second modality."""
+    tokens = _tokens(bins)
+    pattern = np.where(np.arange(len(bins)) < len(bins) // 3, 2, 1).astype(np.int32)
+    measured = np.ones((3, 20), bool)
+    measured[0] = False  # of cells that are not there
+    measured[2, 12:] = False
+    return dataclasses.replace(tokens, pattern=pattern, measured_features=measured)
+
+
+def _factors(tokens: Tokens, rows: np.ndarray, **kwargs: object) -> FactorModel:
+    given = {"modality_V": MODALITY, "level_MK": LEVELS, "n_factors": 4, "seed": 0}
+    return factor_model(tokens, rows, **(given | kwargs))
+
+
+def _dense(bins: np.ndarray, tokens: Tokens, rows: np.ndarray, groups: np.ndarray | None = None) -> tuple:
+    """Centre, deviation and standardised values of the rows, cell by cell; NaN where nothing was measured."""
+    value = np.array([[LEVELS[MODALITY[v], bins[i, v]] for v in range(20)] for i in rows])
+    value[~tokens.measured_features[tokens.pattern[rows]]] = np.nan
+    centre, deviation = np.nanmean(value, axis=0), np.nanstd(value, axis=0)
+    deviation[deviation < 1e-4] = 1.0
+    x = (value - centre) / deviation
+    if groups is not None:
+        for g in set(groups[rows]):
+            own = groups[rows] == g
+            x[own] -= x[own].mean(axis=0)  # all of it NaN where nothing was measured
+    return centre, deviation, np.nan_to_num(x)
+
+
+@pytest.mark.parametrize("conditions", [False, True])
+@pytest.mark.parametrize("mosaic", [False, True])
+def test_factors_are_those_of_a_dense_decomposition(mosaic: bool, conditions: bool) -> None:
+    """Tipping and Bishop's maximum-likelihood loadings; what was not measured is at its mean: of its group, where there are any."""
+    bins = _bins(150, structured=True, mosaic=mosaic)
+    bins[:, 3] = 2  # a feature that never varies
+    tokens = _mosaic(bins) if mosaic else _tokens(bins)
+    rows = np.arange(0, 150, 2)
+    condition = np.random.default_rng(0).integers(0, 3, 150)
+    # a group is a condition within a pattern
+    groups = condition + 10 * tokens.pattern if conditions else None
+    found = _factors(tokens, rows, condition_N=condition if conditions else None)
+    centre, deviation, x = _dense(bins, tokens, rows, groups)
+    np.testing.assert_allclose(found.centre_V, centre, atol=1e-6)
+    np.testing.assert_allclose(found.deviation_V, deviation, atol=1e-6)
+    _, size, right = np.linalg.svd(x, full_matrices=False)
+    explained = size**2 / len(rows)
+    rest = (19 - explained[:4].sum()) / 15
+    loading = right[:4].T * np.sqrt(np.maximum(explained[:4] - rest, 0))
+    np.testing.assert_allclose(found.loading_VR @ found.loading_VR.T, loading @ loading.T, atol=1e-5)
+    np.testing.assert_allclose((found.loading_VR**2).sum(axis=0), (loading**2).sum(axis=0), atol=1e-5)  # largest first
+    np.testing.assert_allclose(found.unique_V, np.clip(1 - (loading**2).sum(axis=1), 0.1, 1), atol=1e-5)
+    assert not found.loading_VR[3].any()
+    assert (found.deviation_V[3], found.unique_V[3]) == (1, 1)
+    assert found.loading_VR.dtype == found.centre_V.dtype == np.float32
+
+
+def test_a_planted_covariance_is_found() -> None:
+    """Of two factors and noise, through 250 bins: loadings up to a rotation, and what they leave."""
+    rng = np.random.default_rng(0)
+    n_cells, n_features = 4000, 20
+    loading = rng.normal(size=(n_features, 2)) * [0.6, 0.4]
+    loading /= np.maximum(1, np.sqrt((loading**2).sum(axis=1, keepdims=True) / 0.8))
+    unique = np.full(n_features, 0.45)
+    x = rng.normal(size=(n_cells, 2)) @ loading.T + rng.normal(size=(n_cells, n_features)) * np.sqrt(unique)
+    mean, scale = rng.uniform(2, 4, n_features), rng.uniform(0.2, 0.5, n_features)
+    grid = np.linspace(0, 8, 250)
+    bins = np.abs(grid - (mean + scale * x)[..., None]).argmin(-1)
+    found = factor_model(
+        _tokens(bins),
+        np.arange(n_cells),
+        modality_V=np.zeros(n_features, np.int64),
+        level_MK=grid[None],
+        n_factors=2,
+        seed=0,
+    )
+    total = (loading**2).sum(axis=1) + unique
+    np.testing.assert_allclose(found.centre_V, mean, atol=0.03)
+    np.testing.assert_allclose(found.deviation_V, scale * np.sqrt(total), rtol=0.06)
+    standardised = loading / np.sqrt(total)[:, None]
+    cosine = np.linalg.svd(np.linalg.qr(standardised)[0].T @ np.linalg.qr(found.loading_VR)[0])[1]
+    assert (cosine > 0.98).all()
+    np.testing.assert_allclose(found.loading_VR @ found.loading_VR.T, standardised @ standardised.T, atol=0.09)
+
+
+def test_the_centre_may_be_that_of_other_cells() -> None:
+    """As of control cells; a feature that none of these measured keeps the centre of all."""
+    bins = _bins(150, structured=True, mosaic=True)
+    tokens, rows = _mosaic(bins), np.arange(150)
+    usual = rows[:30:2]  # all without the second modality
+    found, plain = _factors(tokens, rows, usual_rows=usual), _factors(tokens, rows)
+    value = np.stack([LEVELS[MODALITY, b] for b in bins])
+    np.testing.assert_allclose(found.centre_V[:12], value[usual, :12].mean(axis=0), atol=1e-6)
+    assert not np.allclose(found.centre_V[:12], plain.centre_V[:12], atol=0.05)
+    np.testing.assert_allclose(found.centre_V[12:], value[50:, 12:].mean(axis=0), atol=1e-6)
+    some = _factors(tokens, rows, usual_rows=rows[40:60])  # ten of them measured all features
+    np.testing.assert_allclose(some.centre_V[:12], value[40:60, :12].mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(some.centre_V[12:], value[50:60, 12:].mean(axis=0), atol=1e-6)
+    for name in ("deviation_V", "loading_VR", "unique_V"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(plain, name))
+
+
+def test_differences_between_conditions_are_no_factors() -> None:
+    """A gene that follows the condition alone varies with nothing within one."""
+    rng = np.random.default_rng(0)
+    bins = rng.integers(0, 2, (200, 20))
+    condition = np.arange(200) % 2
+    bins[:, :6] = 1 + 2 * condition[:, None] - (rng.random((200, 6)) < 0.2)
+    found, blind = (_factors(_tokens(bins), np.arange(200), n_factors=1, condition_N=c) for c in (condition, None))
+    assert (blind.loading_VR[:6] ** 2).mean() > 0.6
+    assert (found.loading_VR[:6] ** 2).mean() < 0.1
+
+
+@pytest.mark.parametrize("n_cells", [1, 2, 3])
+def test_few_cells_have_few_factors(n_cells: int) -> None:
+    found = _factors(_tokens(_bins(n_cells, structured=True)), np.arange(n_cells))
+    assert found.loading_VR.shape[1] <= max(n_cells - 1, 0)
+    for values in vars(found).values():
+        assert np.isfinite(values).all()
+    nothing = _factors(_tokens(np.zeros((5, 20), int)), np.arange(5))
+    assert nothing.loading_VR.shape == (20, 0)
+    assert (nothing.unique_V == 1).all()
+
+
+def test_factors_of_a_sample_and_of_all_agree_and_the_seed_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, rows = _tokens(_bins(600, structured=True)), np.arange(600)
+    whole, again = _factors(tokens, rows, n_factors=2), _factors(tokens, rows, n_factors=2)
+    for name, values in vars(whole).items():
+        np.testing.assert_array_equal(values, getattr(again, name))
+    monkeypatch.setattr(components, "MAX_CELLS", 200)
+    sampled = _factors(tokens, rows, n_factors=2)
+    cosine = np.linalg.svd(np.linalg.qr(sampled.loading_VR)[0].T @ np.linalg.qr(whole.loading_VR)[0])[1]
+    assert (cosine > 0.95).all()
+    assert not np.array_equal(sampled.centre_V, whole.centre_V)

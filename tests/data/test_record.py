@@ -22,10 +22,16 @@ FULL = Setup(
     unlabeled_category="?",
     notes=("two\nlines", "one"),
 )
+PERTURBED = Setup(
+    modalities=(ModalitySetup(role="rna"),),
+    perturbation_key="guide/1",
+    control_category="N/A",
+    perturbation_type="overexpression",
+)
 BARE = Setup(modalities=(ModalitySetup(role="atac"),))
 
 
-@pytest.mark.parametrize("setup", [FULL, BARE])
+@pytest.mark.parametrize("setup", [FULL, PERTURBED, BARE])
 def test_round_trips(setup, tmp_path):
     assert Setup.from_dict(json.loads(json.dumps(setup.to_dict()))) == setup
     adata = ad.AnnData(np.ones((2, 3), dtype="float32"), uns={"info": {"setup": setup.to_dict()}})
@@ -39,7 +45,7 @@ def test_round_trips(setup, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Writing zarr v2:UserWarning")  # anndata's default, soon to change
-@pytest.mark.parametrize("setup", [FULL, BARE])
+@pytest.mark.parametrize("setup", [FULL, PERTURBED, BARE])
 def test_round_trips_through_zarr(setup, tmp_path):
     pytest.importorskip("zarr")
     adata = ad.AnnData(np.ones((2, 3), dtype="float32"), uns={"info": {"setup": setup.to_dict()}})
@@ -52,6 +58,13 @@ def test_names_are_values_and_never_keys():
         return {k for k, v in tree.items()} | {n for v in tree.values() if isinstance(v, dict) for n in names(v)}
 
     assert not names(FULL.to_dict()) & {"gex", "adt", "counts/x", "donor/site", "T/NK"}
+    assert not names(PERTURBED.to_dict()) & {"guide/1", "N/A", "overexpression"}
+
+
+def test_records_of_before_there_were_perturbations_are_read():
+    old = {"modalities": {"rna": {"counts": "integer"}}, "unlabeled_category": "Unknown"}
+    assert Setup.from_dict(old) == Setup(modalities=(ModalitySetup(role="rna"),))
+    assert Setup.from_dict(old).to_dict() == old
 
 
 def test_roles():

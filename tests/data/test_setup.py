@@ -23,6 +23,7 @@ from cellxpert.errors import (
     CategoryError,
     CellxPertWarning,
     ConfigError,
+    ControlError,
     DuplicateNamesError,
     LayerError,
     MissingValuesError,
@@ -62,7 +63,8 @@ def trio(**obs):
             "adt": anndata(CELLS, ["CD3", "CD19"], 2),
         }
     )
-    for name, values in {"batch": ["a", "b"] * 6, "label": ["T"] * 6 + ["B"] * 5 + ["Unknown"], **obs}.items():
+    known = {"batch": ["a", "b"] * 6, "label": ["T"] * 6 + ["B"] * 5 + ["Unknown"], "guide": ["control", "CD3E"] * 6}
+    for name, values in (known | obs).items():
         mdata.obs[name] = pd.Series(values, index=CELLS)
     return mdata
 
@@ -169,6 +171,13 @@ def test_views_are_refused_because_the_record_would_be_lost():
         ({"rna": "gex", "labels_key": 3}, ConfigError, "name of a column"),
         ({"rna": "gex", "labels_key": ""}, ConfigError, "name of a column"),
         ({"rna": "gex", "unlabeled_category": ""}, ConfigError, "Unknown"),
+        ({"rna": "gex", "perturbation_key": 3}, ConfigError, r"perturbation_key=[\s\S]*name of a column"),
+        ({"rna": "gex", "perturbation_key": "guides"}, ObsKeyError, "did you mean 'guide'"),
+        ({"rna": "gex", "control_category": ""}, ConfigError, "control_category="),
+        ({"rna": "gex", "control_category": None}, ConfigError, "control_category="),
+        ({"rna": "gex", "perturbation_type": "deletion"}, ConfigError, r"'knockdown', 'overexpression'\]"),
+        ({"rna": "gex", "perturbation_type": ["knockout"]}, ConfigError, "perturbation_type="),
+        ({"rna": "gex", "perturbation_key": "guide", "control_category": "NT"}, ControlError, "no cell is 'NT'"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments, kind, message):
@@ -218,6 +227,77 @@ def test_findings_are_warned_about_and_recorded():
     with pytest.warns(CellxPertWarning, match="1 of 8 cells have no value above zero") as caught:
         setup = setup_mudata(mdata, rna="gex", protein="adt")
     assert [str(w.message) for w in caught] == list(setup.notes)
+
+
+PERTURBED = {"perturbation_key": "guide", "control_category": "NT", "perturbation_type": "knockdown"}
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2:UserWarning")
+def test_perturbations_are_recorded_and_survive_files(tmp_path):
+    mdata = trio(guide=["NT", "CD3E", "CD3E+MS4A1"] * 4)
+    setup = setup_mudata(mdata, **ROLES, **PERTURBED)
+    assert (setup.perturbation_key, setup.control_category, setup.perturbation_type) == tuple(PERTURBED.values())
+    assert setup.notes == ()
+    mdata.write_h5mu(tmp_path / "m.h5mu")
+    assert read_setup(md.read_h5mu(tmp_path / "m.h5mu")) == read_setup(mdata) == setup
+    adata = anndata(CELLS, ["CD3E", "MS4A1"])
+    adata.obs["guide"] = ["NT", "CD3E", "CD3E+MS4A1"] * 4
+    setup = setup_anndata(adata, **PERTURBED)
+    assert setup.perturbation_type == "knockdown"
+    adata.write_h5ad(tmp_path / "a.h5ad")
+    adata.write_zarr(tmp_path / "a.zarr")
+    assert read_setup(ad.read_h5ad(tmp_path / "a.h5ad")) == setup
+    assert read_setup(ad.read_zarr(tmp_path / "a.zarr")) == setup
+
+
+def test_without_perturbations_nothing_is_said_of_them():
+    mdata = trio()
+    setup = setup_mudata(mdata, **ROLES, control_category="NT", perturbation_type="knockdown")
+    assert setup.perturbation_key is None
+    assert not set(mdata.uns[keys.INFO][keys.SETUP]) & set(PERTURBED)
+
+
+@pytest.mark.parametrize(
+    ("guides", "fix"),
+    [
+        (["Control", "CD3E"], "pass control_category='Control'"),
+        (["non-targeting", "CD3E"], "pass control_category='CD3E'"),  # nothing like it: the first that there is
+    ],
+)
+def test_a_control_that_no_cell_has_is_refused_with_the_line_that_mends_it(guides, fix):
+    adata = anndata(CELLS, ["CD3E", "MS4A1"])
+    adata.obs["guide"] = guides * 6
+    with pytest.raises(ControlError, match=rf"obs\['guide'\]: no cell is 'control'[\s\S]*Fix: {fix}"):
+        setup_anndata(adata, perturbation_key="guide")
+    assert keys.INFO not in adata.uns
+
+
+def test_every_cell_needs_a_condition():
+    with pytest.raises(MissingValuesError, match="1 cells without a value"):
+        setup_mudata(trio(guide=["control"] * 11 + [None]), **ROLES, perturbation_key="guide")
+
+
+def test_an_object_of_controls_alone_is_read_and_told():
+    adata = anndata(CELLS, ["CD3E", "MS4A1"])
+    adata.obs["guide"] = "control"
+    with pytest.warns(CellxPertWarning, match=r"obs\['guide'\]: every cell is 'control'"):
+        setup = setup_anndata(adata, perturbation_key="guide")
+    assert len(setup.notes) == 1
+
+
+def test_the_summary_counts_conditions():
+    mdata = trio(guide=["NT", "CD3E", "CD3E+MS4A1", "NT"] * 3)
+    text = summary(setup_mudata(mdata, **ROLES, **PERTURBED), mdata)
+    assert "perturbations: obs['guide'], 2 conditions (knockdown), 6 cells 'NT'" in text
+    assert "perturbations" not in summary(setup_mudata(mdata, **ROLES), mdata)
+
+
+def test_a_query_without_the_column_is_read_without_perturbations():
+    setup = setup_mudata(trio(), **ROLES, perturbation_key="guide")
+    assert query_setup(setup, trio()).perturbation_key == "guide"
+    bare = trio()
+    del bare.obs["guide"]
+    assert query_setup(setup, bare).perturbation_key is None
 
 
 def test_objects_without_a_setup():

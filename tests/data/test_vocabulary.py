@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 
 import anndata as ad
@@ -109,6 +110,39 @@ def test_held_out_cells_are_not_read():
     changed = Vocabulary.fit(Cells.open(mdata, SETUP), CONFIG, train_rows=TRAIN)
     assert changed.hash() == fit().hash()
     assert fit(rows=np.arange(80)).hash() != changed.hash()
+
+
+def genes_of(n):
+    """The n most variable genes."""
+    return set(fit(dataclasses.replace(CONFIG, n_genes=n)).block("rna").names)
+
+
+def kept_genes(conditions, *, n_genes, held_out="control"):
+    """Genes kept where training cells have these conditions, and all held-out cells another one."""
+    mdata = mudata_of()
+    condition = np.full(80, "control", dtype=object)
+    condition[TRAIN[: len(conditions)]] = conditions
+    condition[1::2] = held_out
+    mdata.obs["guide"] = pd.Series(condition, index=[f"c{i}" for i in range(80)])
+    cells = Cells.open(mdata, dataclasses.replace(SETUP, perturbation_key="guide"))
+    return Vocabulary.fit(cells, dataclasses.replace(CONFIG, n_genes=n_genes), train_rows=TRAIN).block("rna").names
+
+
+@pytest.mark.parametrize("by_id", [False, True])
+def test_perturbed_genes_are_kept_however_few_genes_are(by_id):
+    *required, unseen = sorted(genes_of(40) - genes_of(12))[:4]
+    ids = mudata_of()["rna"].var["gene_ids"].str.split(".").str[0]
+    a, b, c = ids[required] if by_id else required
+    names = kept_genes([f"{a}+{b}", f"{c}+ctrl", "no such gene"], n_genes=6, held_out=unseen)
+    assert set(names) == set(required) | genes_of(3)  # the other places go to the most variable
+    assert list(names) == sorted(names)
+
+
+def test_of_more_perturbed_genes_than_there_is_room_for_the_most_variable_are_kept():
+    genes = sorted(genes_of(40))[::3]
+    n = next(n for n in range(4, 41) if len(genes_of(n) & set(genes)) == 4)
+    names = kept_genes(genes, n_genes=4)
+    assert set(names) == genes_of(n) & set(genes) != genes_of(4)
 
 
 def test_large_training_sets_are_thinned_evenly(monkeypatch):

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from mudata import MuData
 
-from cellxpert.data.write import record, require_writable, write_obs, write_obsm
+from cellxpert.data.write import record, require_writable, write_layer, write_obs, write_obsm
 from cellxpert.errors import MuDataError, ViewError
 
 
@@ -52,6 +52,29 @@ def test_nothing_is_written_where_a_row_map_is_stale(mosaic: MuData) -> None:
     for part in (mosaic, *mosaic.mod.values()):
         assert "X_x" not in part.obsm
         assert "score" not in part.obs
+
+
+@pytest.mark.parametrize("modality", ["rna", None])
+def test_a_layer_holds_what_was_predicted_and_nan_elsewhere(mosaic: MuData, modality: str | None) -> None:
+    """Cells and features are put by their rows and columns, in any order; those that are not there are left out."""
+    data = mosaic if modality else mosaic["rna"]
+    before = data["rna"].X.copy() if modality else data.X.copy()
+    rows, columns = np.array([2, -1, 0]), np.array([-1, 1, 0, -1])
+    values = np.arange(12, dtype=np.float32).reshape(3, 4)
+    write_layer(data, "x", values, modality=modality, rows=rows, columns=columns)
+    layer = mosaic["rna"].layers["x"]
+    expected = np.full((3, 2), np.nan, np.float32)
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            if row >= 0 and column >= 0:
+                expected[row, column] = values[i, j]
+    np.testing.assert_array_equal(layer, expected)
+    assert layer.dtype == np.float32
+    assert np.isfinite(layer).sum() == 4
+    np.testing.assert_array_equal(mosaic["rna"].X, before)
+    assert "x" not in mosaic["protein"].layers
+    write_layer(data, "x", values, modality=modality, rows=np.full(3, -1), columns=columns)
+    assert np.isnan(mosaic["rna"].layers["x"]).all()  # a second prediction replaces the first
 
 
 def test_views_are_not_writable(mosaic: MuData) -> None:

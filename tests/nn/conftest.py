@@ -26,7 +26,7 @@ def small_config():
 def make_network(small_config):
     """Return a function that builds a network in evaluation mode; settings by name."""
 
-    def make(*, n_features=N_FEATURES, n_bins=N_BINS, n_labels=0, seed=0, **settings):
+    def make(*, n_features=N_FEATURES, n_bins=N_BINS, n_labels=0, n_targets=0, seed=0, **settings):
         torch_generator = torch.Generator().manual_seed(seed)
         modality = [i % 2 for i in range(n_features)]
         network = Network(
@@ -34,6 +34,7 @@ def make_network(small_config):
             feature_modality=modality,
             n_bins=n_bins,
             n_labels=n_labels,
+            n_targets=n_targets,
             generator=torch_generator,
         )
         # routers, priors and gains start at constants, which would hide mistakes

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from cellxpert.batch import Questions
-from cellxpert.nn import decoder
 from cellxpert.nn.decoder import Memory
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -138,7 +137,7 @@ def test_padding_of_queries_values_and_memory_is_invisible(setting):
     )
     tokens = torch.cat([memory.tokens_BLD, 100 * torch.ones_like(memory.tokens_BLD[:, :3])], dim=1)
     mask = torch.arange(tokens.shape[1])[None] < memory.tokens_BLD.shape[1]
-    found = network.decode(padded, Memory(tokens_BLD=tokens, mask_BL=mask))
+    found = network.decode(padded, Memory(tokens_BLD=tokens, mask_BL=mask, evidence=memory.evidence))
     assert found.isfinite().all()
     torch.testing.assert_close(found[0, :5], one, rtol=0, atol=tolerance)
 
@@ -165,21 +164,6 @@ def test_one_memory_serves_all_chains(setting, with_values, prepared, masked, gr
         torch.testing.assert_close(together[chain : chain + 1], alone, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("limit", [1, 300, 600])
-def test_many_chains_are_worked_through_in_portions(setting, limit, monkeypatch):
-    network, memory, features, _, tolerance = setting
-    ids = torch.tensor(features).expand(7, -1)
-    questions = Questions(
-        query_BQ=ids,
-        value_feature_BM=ids,
-        value_bin_BM=torch.randint(0, 7, (7, 5), generator=torch.Generator().manual_seed(0)),
-        visible_BQM=torch.ones(1, 5, 5, dtype=torch.bool).tril(-1),
-    )
-    at_once = network.decode(questions, memory)
-    monkeypatch.setattr(decoder, "MAX_SCORES", limit)
-    torch.testing.assert_close(network.decode(questions, memory), at_once, rtol=0, atol=tolerance)
-
-
 def test_cells_of_a_batch_do_not_see_one_another(make_network, make_batch):
     network = make_network()
     batch = make_batch([6, 14, 9], n_queries=5)
@@ -187,7 +171,8 @@ def test_cells_of_a_batch_do_not_see_one_another(make_network, make_batch):
         together = network(batch).masked_BQK
         memory = network.memory(network.encode(batch))
         for b, length in enumerate([6, 14, 9]):
-            alone = Memory(tokens_BLD=memory.tokens_BLD[b : b + 1, :length])
+            evidence = memory.evidence.rows(torch.tensor([b]))
+            alone = Memory(tokens_BLD=memory.tokens_BLD[b : b + 1, :length], evidence=evidence)
             q = batch.masked
             one = Questions(
                 query_BQ=q.query_BQ[b : b + 1],

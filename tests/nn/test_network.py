@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load, save
 
-from cellxpert.batch import Batch, Questions
+from cellxpert.batch import Batch, Intervention, Questions
 from cellxpert.config import preset
 from cellxpert.nn import Network
 from cellxpert.nn.decoder import Memory
@@ -86,9 +86,14 @@ def test_weights_travel_through_safetensors(make_network, make_batch):
 
 
 def test_every_weight_learns(make_network, make_batch):
-    network = make_network(n_labels=3, decoder_experts=True, position=True).train()
+    network = make_network(n_labels=3, n_targets=2, decoder_experts=True, position=True).train()
     torch.manual_seed(0)
-    output = network(make_batch([25, 29, 28, 30], n_queries=12))
+    torch.nn.init.normal_(
+        network.factors.intervention.code.weight
+    )  # it begins at 0, where what it multiplies learns nothing
+    genes = torch.tensor([[0, 1]]).expand(4, -1)
+    pairs = Intervention(feature_BI=genes, target_BI=genes, dose_BI=-torch.ones(4, 2), before=True)
+    output = network(dataclasses.replace(make_batch([25, 29, 28, 30], n_queries=30), intervention=pairs))
     loss = output.masked_BQK.square().mean() + output.whole_BQK.square().mean() + output.label_BC.square().mean()
     loss = loss + sum(r.load_E.var() for r in output.routers)
     loss.backward()
@@ -129,6 +134,39 @@ def test_prior_is_what_an_empty_network_answers(small_config):
         memory = Memory(tokens_BLD=torch.randn(1, 1, 64))
         logits = network.decode(Questions(query_BQ=torch.tensor([[4, 0, 2]])), memory)
     torch.testing.assert_close(logits[0].log_softmax(-1), log_p[[4, 0, 2]])
+
+
+@torch.no_grad()
+def test_means_of_a_blank_cell_are_those_of_its_answers(make_network):
+    """Nothing known: the mean over bins of what is answered to a lone [CLS]; with values clamped, given these."""
+    network = make_network()
+    features, bins = (4, 17, 29), (0, 6, 2)
+    blank = Batch(feature_T=torch.tensor([30]), bin_T=torch.tensor([0]), lengths_B=torch.tensor([1]))
+    memory = network.memory(network.encode(blank))
+    for clamped in (((), ()), (features, bins)):
+        found = network.blank_means(None, clamped=clamped)
+        assert found.shape == (30,)
+        for v in (0, 5, 17):
+            n = len(clamped[0])
+            one = Questions(
+                query_BQ=torch.tensor([[v]]),
+                value_feature_BM=torch.tensor([clamped[0]], dtype=torch.int64),
+                value_bin_BM=torch.tensor([clamped[1]], dtype=torch.int64),
+                visible_BQM=torch.ones(1, 1, n, dtype=torch.bool),
+            )
+            p = network.decode(one, memory)[0, 0].softmax(-1)
+            level = network.factors.level_MK[v % 2]
+            expected = sum(float(p[k] * level[k]) for k in range(7))
+            assert found[v].item() == pytest.approx(expected, abs=1e-5)
+    assert not torch.allclose(network.blank_means(None), found, atol=1e-3)
+
+
+def test_a_network_may_have_no_factors(make_network, make_batch):
+    network = make_network(n_factors=0)
+    encoded = network.encode(make_batch([5, 9]))
+    assert encoded.evidence is None
+    assert network.memory(encoded).evidence is None
+    assert not [name for name in network.state_dict() if name.startswith("factors")]
 
 
 def test_a_small_network_learns_a_small_batch(make_batch):

@@ -9,12 +9,16 @@ import torch
 from scipy import stats
 
 from cellxpert.steering.conditionals import (
+    Packed,
+    Padded,
     block_log_prob,
     categorical,
     causal_terms,
     draw_in_order,
     leave_one_out_log_prob,
+    packed,
     ranks,
+    terms_of,
 )
 
 from .conftest import STATES, joint_of
@@ -61,7 +65,8 @@ def test_draws_in_order_have_the_joint_law(models):
         uniform = torch.rand(n, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         start = torch.zeros(n, dtype=torch.int64)
         orders = torch.tensor([order]).expand(n, -1)
-        x = draw_in_order(model, torch.zeros(n, 4, dtype=torch.int64), orders, start_C=start, uniform_CM=uniform)
+        zeros = torch.zeros(n, 4, dtype=torch.int64)
+        x = draw_in_order(model, zeros, orders, start_C=start, uniform_CM=uniform).x_CM
         counts = torch.zeros(81).index_add_(0, (x * torch.tensor([27, 9, 3, 1])).sum(1), torch.ones(n))
         log_joint = [
             sum(log_conditional(model, g, s, order[:p])[s[g]] for p, g in enumerate(order)) for s in STATES.tolist()
@@ -75,11 +80,60 @@ def test_what_stands_before_the_start_stays(models):
     uniform = torch.rand(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     order = torch.tensor([[2, 0, 3, 1]]).expand(4, -1)
     start = torch.tensor([0, 1, 3, 4])
-    x = draw_in_order(models["inconsistent"], X, order, start_C=start, uniform_CM=uniform)
+    x = draw_in_order(models["inconsistent"], X, order, start_C=start, uniform_CM=uniform).x_CM
     for c in range(4):
         kept = order[c, : start[c]]
         assert torch.equal(x[c, kept], X[c, kept])
     assert torch.equal(x[3], X[3])
+
+
+@pytest.mark.parametrize("kind", ["consistent", "inconsistent"])
+def test_draws_tell_the_terms_of_the_joint(models, kind):
+    generator = torch.Generator().manual_seed(0)
+    uniform = torch.rand(81, 4, dtype=torch.float64, generator=generator)
+    order = torch.stack([torch.randperm(4, generator=generator) for _ in range(81)])
+    start = torch.arange(81) % 5
+    drawn = draw_in_order(models[kind], STATES, order, start_C=start, uniform_CM=uniform)
+    terms = causal_terms(models[kind], drawn.x_CM, ranks(order))
+    fresh = ranks(order) >= start[:, None]
+    torch.testing.assert_close(drawn.log_prob_CM[fresh], terms[fresh], rtol=0, atol=1e-12)
+    assert drawn.log_prob_CM[~fresh].isnan().all()
+
+
+def test_packed_questions_of_any_model(models):
+    """Every model answers different numbers of questions per chain; one that can do it itself is asked itself."""
+    model = models["inconsistent"]
+    generator = torch.Generator().manual_seed(0)
+    for counts in ([3, 0, 1, 4], [2, 2, 2, 2], [0, 0, 0, 0]):
+        site = torch.randint(0, 4, (sum(counts),), generator=generator)
+        visible = torch.rand(sum(counts), 4, generator=generator) < 0.5
+        found = packed(model).log_prob_packed(site, X, visible, count_C=torch.tensor(counts))
+        chain = torch.arange(4).repeat_interleave(torch.tensor(counts))
+        expected = [
+            log_conditional(model, int(s), X[c].tolist(), seen.nonzero()[:, 0].tolist())
+            for c, s, seen in zip(chain, site, visible, strict=True)
+        ]
+        torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64).view(-1, 3), rtol=0, atol=1e-12)
+    able = packed(model)
+    assert isinstance(able, Padded)
+    assert isinstance(able, Packed)
+    assert packed(able) is able
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+def test_terms_of_some_sites(models, in_order):
+    model = models["inconsistent"]
+    generator = torch.Generator().manual_seed(0)
+    order = torch.stack([torch.randperm(4, generator=generator) for _ in range(81)])
+    rank = ranks(order) if in_order else None
+    asked = torch.rand(81, 4, generator=generator) < 0.4
+    everything = (
+        causal_terms(model, STATES, rank)
+        if in_order
+        else leave_one_out_log_prob(model, STATES).gather(2, STATES[..., None])[..., 0]
+    )
+    found = terms_of(model, STATES, asked, rank_CM=rank)
+    torch.testing.assert_close(found, everything[asked], rtol=0, atol=1e-12)
 
 
 def test_categorical_inverts_the_cumulative_sum():

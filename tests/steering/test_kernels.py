@@ -11,9 +11,10 @@ from scipy import stats
 
 from cellxpert.steering import kernels
 from cellxpert.steering.anchors import Anchors
+from cellxpert.steering.conditionals import causal_terms, leave_one_out_log_prob, ranks
 from cellxpert.steering.kernels import BlockMH, Informed, MultipleTry, SuffixRedraw, TiltedGibbs, ancestral, init
 from cellxpert.steering.streams import Streams
-from cellxpert.steering.targets import Target
+from cellxpert.steering.targets import Density, Target
 
 from .conftest import STATES, Table, all_codes, code, joint_of
 from .enumeration import block_matrix, chi_square, log_conditional, log_target, passes, suffix_matrix
@@ -445,6 +446,86 @@ def test_stale_energy_is_caught_by_two_steps(models, monkeypatch):
     check = stationarity(BlockMH(size=2), "pseudo, anchored", models["inconsistent"], n_steps=4)
     assert passes(check)
     _stale_energy(monkeypatch)
+    assert not passes(check)
+
+
+def _kept(kernel, name, model, *, n_steps=6):
+    """How far what is kept with the states is from what they are, after some steps from all states."""
+    target, _ = stated(model, name, 81)
+    state, _ = step(kernel, target, STATES, seed=0, n_steps=n_steps)
+    assert not torch.equal(state.x_CM, STATES)
+    fresh, known = target(state.x_CM), state.density
+    pairs = [(known.log_density_C, fresh.log_density_C), (known.term_CM, fresh.term_CM)]
+    if state.conditional_CMK is not None:
+        pairs.append((state.conditional_CMK, leave_one_out_log_prob(model, state.x_CM)))
+    return max((a - b).abs().max().item() for a, b in pairs if a is not None)
+
+
+@pytest.mark.parametrize("name", [name for name in TARGETS if name != "anchors alone"])
+@pytest.mark.parametrize("move", KERNELS)
+def test_what_is_kept_is_moved_along_with_the_state(models, move, name):
+    if move == "suffix" and not name.startswith("joint"):
+        return
+    assert _kept(KERNELS[move], name, models["inconsistent"]) < 1e-12
+
+
+def _stale_terms(monkeypatch):
+    """Accepted moves keep the terms of the state that they left."""
+    real = Density.where
+    monkeypatch.setattr(
+        Density, "where", lambda self, mask, other: dataclasses.replace(real(self, mask, other), term_CM=other.term_CM)
+    )
+
+
+def _terms_of_the_rejected(monkeypatch):
+    real = Density.where
+    monkeypatch.setattr(
+        Density, "where", lambda self, mask, other: dataclasses.replace(real(self, mask, other), term_CM=self.term_CM)
+    )
+
+
+def _stale_draws(monkeypatch):
+    """A redrawn suffix keeps the terms of the values before."""
+    real = kernels.draw_in_order
+
+    def stale(model, x, order, *, start_C, uniform_CM):
+        drawn = real(model, x, order, start_C=start_C, uniform_CM=uniform_CM)
+        terms = causal_terms(model, x, ranks(order))
+        return dataclasses.replace(drawn, log_prob_CM=torch.where(drawn.log_prob_CM.isnan(), drawn.log_prob_CM, terms))
+
+    monkeypatch.setattr(kernels, "draw_in_order", stale)
+
+
+def _stale_conditionals(monkeypatch):
+    """The conditionals of the first state stand for those of all later ones."""
+    real = Informed.__call__
+
+    def stale(self, state, target, streams):
+        moved, info = real(self, state, target, streams)
+        first = state.conditional_CMK
+        first = leave_one_out_log_prob(target.model, state.x_CM) if first is None else first
+        return dataclasses.replace(moved, conditional_CMK=first), info
+
+    monkeypatch.setattr(Informed, "__call__", stale)
+
+
+STALE = {
+    "block": (BlockMH(size=2), "joint, weight 0.7, anchored", _stale_terms),
+    "block, rejected": (BlockMH(size=2), "joint, weight 0.7, anchored", _terms_of_the_rejected),
+    "multiple try": (MultipleTry(size=2, n_tries=4), "joint, weight 0.7, anchored", _stale_terms),
+    "suffix": (SuffixRedraw(), "joint, weight 0.7, anchored", _stale_draws),
+    "informed": (Informed(), "pseudo, anchored", _stale_conditionals),
+}
+
+
+@pytest.mark.parametrize("case", STALE)
+def test_stale_caches_are_caught(models, monkeypatch, case):
+    """By what is kept, and by the law of what comes of it."""
+    kernel, name, mutant = STALE[case]
+    check = stationarity(kernel, name, models["inconsistent"], n_steps=6)
+    assert passes(check)
+    mutant(monkeypatch)
+    assert _kept(kernel, name, models["inconsistent"]) > 0.1
     assert not passes(check)
 
 

@@ -203,3 +203,8 @@ class Cells:
         if key is None:
             return None
         return columns.as_categories(self.obs(key), key=key, missing=self.setup.unlabeled_category)
+
+    def conditions(self) -> pd.Series | None:
+        """Condition of each cell as text, or None if the setup has no ``perturbation_key``; a missing one is an error."""
+        key = self.setup.perturbation_key
+        return None if key is None else columns.as_categories(self.obs(key), key=key)

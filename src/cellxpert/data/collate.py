@@ -5,16 +5,17 @@ Everything is done for all cells of a batch at once. Legend: B cells, N tokens o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from cellxpert.batch import IGNORE, Batch, Questions
+from cellxpert.batch import IGNORE, Batch, Intervention, Questions
 from cellxpert.data.binning import ragged
 from cellxpert.data.draws import distinct, ragged_permutation
+from cellxpert.data.perturbations import Assigned
 from cellxpert.data.tokens import Tokens
 
 __all__ = ["Collator"]
@@ -80,6 +81,12 @@ class Collator:
         Seed of that order.
     whole
         Ask the ``whole`` questions.
+    assigned
+        Genes that are set from outside in each cell of ``tokens``, or None. ``tokens`` do not hold these genes there
+        (:func:`~cellxpert.data.perturbations.without_targets`).
+    blank
+        Share of training cells of which nothing is shown: what holds for any cell, and all that an intervention does, is
+        learned from these. Their labels and whole-cell questions do not count.
     """
 
     def __init__(
@@ -96,6 +103,8 @@ class Collator:
         shuffle_positions: bool = False,
         seed: int = 0,
         whole: bool = True,
+        assigned: Assigned | None = None,
+        blank: float = 0.0,
     ) -> None:
         assert layout in {"packed", "padded"}, layout
         assert zeros in {"drop", "keep"}, zeros
@@ -104,6 +113,7 @@ class Collator:
         self.layout, self.mask_ratio, self.n_queries = layout, mask_ratio, min(n_queries, n_features)
         self.n_cell_queries = min(n_cell_queries, n_features)
         self.zeros, self.shuffle_positions, self.whole = zeros, shuffle_positions, whole
+        self.assigned, self.blank = assigned, blank
         measured = tokens.measured_features
         self._rank = np.cumsum(measured, axis=1) - 1  # place of each feature among those measured, per pattern
         self._n_measured = measured.sum(axis=1)
@@ -134,16 +144,81 @@ class Collator:
         rows = np.asarray(rows, dtype=np.int64)
         drawn = self._draw(rows, rng)
         hidden_B = np.zeros(len(rows), np.int64)
-        masked = whole = None
+        masked = whole = blank_B = None
         if rng is not None:
             lengths_B = drawn.lengths_B
             ratio_B = rng.uniform(*self.mask_ratio, size=len(rows))
             hidden_B = np.minimum(np.maximum(np.rint(ratio_B * lengths_B), 1), np.maximum(lengths_B - 1, 0)).astype(
                 np.int64
             )
+            if self.blank:
+                blank_B = rng.random(len(rows)) < self.blank
+                hidden_B = np.where(blank_B, lengths_B, hidden_B)
             masked = self._masked(drawn, hidden_B, rng)
             whole = self._whole(drawn, rng) if self.whole else None
-        return self._lay_out(drawn, hidden_B, rows=rows, shuffled=rng is not None, parts=(masked, whole), labels=labels)
+            if blank_B is not None and whole is not None:
+                whole.target_BQ[torch.from_numpy(blank_B)] = IGNORE
+        batch = self._lay_out(
+            drawn, hidden_B, rows=rows, shuffled=rng is not None, parts=(masked, whole), labels=labels
+        )
+        return self._say_what_is_shown(batch, drawn, hidden_B, rows=rows, blank_B=blank_B)
+
+    def context(self, rows: npt.ArrayLike, hidden_V: npt.NDArray[np.bool_]) -> Batch:
+        """Make a batch of cells without some features, whatever their value, and without questions."""
+        rows = np.asarray(rows, dtype=np.int64)
+        drawn = self._draw(rows, None)
+        shown_N = ~hidden_V[drawn.feature_N]
+        start = ragged(np.bincount(drawn.cell_N[shown_N], minlength=len(rows)))
+        order_N = drawn.order_N[shown_N[drawn.order_N]]
+        kept = replace(
+            drawn,
+            feature_N=drawn.feature_N[shown_N],
+            bin_N=drawn.bin_N[shown_N],
+            cell_N=drawn.cell_N[shown_N],
+            start=start,
+            order_N=(np.cumsum(shown_N) - 1)[order_N],
+            rank_N=np.arange(start[-1]) - start[drawn.cell_N[shown_N]],
+        )
+        nothing_B = np.zeros(len(rows), np.int64)
+        batch = self._lay_out(kept, nothing_B, rows=rows, shuffled=False, parts=(None, None), labels=None)
+        if self.zeros == "keep":
+            return batch
+        pattern, pattern_B = np.unique(drawn.pattern_B, return_inverse=True)
+        shown_PV = self.tokens.measured_features[pattern] & ~hidden_V
+        return replace(batch, measured_PV=torch.from_numpy(shown_PV), pattern_B=torch.from_numpy(pattern_B.reshape(-1)))
+
+    def _say_what_is_shown(
+        self, batch: Batch, drawn: _Drawn, hidden_B: Ints, *, rows: Ints, blank_B: npt.NDArray[np.bool_] | None
+    ) -> Batch:
+        """Say which zeros were measured, which features are hidden, and which genes are set from outside."""
+        if self.assigned is not None:
+            intervention = Intervention(
+                feature_BI=torch.from_numpy(self.assigned.feature_NI[rows]),
+                target_BI=torch.from_numpy(self.assigned.target_NI[rows]),
+                dose_BI=torch.from_numpy(self.assigned.dose_NI[rows]),
+            )
+            batch = replace(batch, intervention=intervention)
+        if blank_B is not None:
+            label_B = batch.label_B
+            if label_B is not None:
+                label_B = label_B.masked_fill(torch.from_numpy(blank_B), IGNORE)
+            batch = replace(batch, blank_B=torch.from_numpy(blank_B), label_B=label_B)
+        if self.zeros == "keep":
+            return batch
+        token = drawn.order_N[drawn.rank_N < hidden_B[drawn.cell_N]]
+        feature, cell = [drawn.feature_N[token]], [drawn.cell_N[token]]
+        if batch.masked is not None and batch.masked.target_BQ is not None:
+            asked_BQ = (batch.masked.target_BQ == 0).numpy()  # hidden zeros are those that are asked for
+            feature.append(batch.masked.query_BQ.numpy()[asked_BQ])
+            cell.append(np.nonzero(asked_BQ)[0])
+        pattern, pattern_B = np.unique(drawn.pattern_B, return_inverse=True)
+        return replace(
+            batch,
+            measured_PV=torch.from_numpy(self.tokens.measured_features[pattern]),
+            pattern_B=torch.from_numpy(pattern_B.reshape(-1)),
+            hidden_feature_H=torch.from_numpy(np.concatenate(feature)),
+            hidden_cell_H=torch.from_numpy(np.concatenate(cell)),
+        )
 
     def _draw(self, rows: Ints, rng: np.random.Generator | None) -> _Drawn:
         lengths = self.tokens.start[rows + 1] - self.tokens.start[rows]

@@ -1,9 +1,11 @@
-"""Principal components of the training cells: where the cell vector starts from.
+"""Principal components and factors of the training cells: where the cell vector and the answers start from.
 
-Shape suffixes: N cells, V features, M modalities, C components.
+Shape suffixes: N cells, V features, M modalities, C components, K bins, R factors.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +14,7 @@ from scipy.sparse.linalg import LinearOperator, svds
 
 from cellxpert.data.tokens import Tokens
 
-__all__ = ["MAX_COMPONENTS", "principal_components"]
+__all__ = ["MAX_COMPONENTS", "FactorModel", "factor_model", "principal_components"]
 
 MAX_COMPONENTS = 50
 """Components looked for: the customary number."""
@@ -20,6 +22,8 @@ MAX_CELLS = 20_000
 """Cells that are enough to find them."""
 
 Floats = npt.NDArray[np.float64]
+_LEAST_UNIQUE = 0.1
+"""Least share of a feature's variance that is left to itself."""
 
 
 def principal_components(
@@ -84,6 +88,93 @@ def principal_components(
     if kept_C.any():
         vector_VC *= np.sqrt(kept_C.sum() * len(rows) / (size_C[kept_C] ** 2).sum())
     return usual_V.astype(np.float32), vector_VC.astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class FactorModel:
+    """Magnitudes of features as ``centre + deviation * (loading @ z + noise)``, z standard normal, noise of variance ``unique``."""
+
+    centre_V: npt.NDArray[np.float32]
+    deviation_V: npt.NDArray[np.float32]
+    loading_VR: npt.NDArray[np.float32]
+    unique_V: npt.NDArray[np.float32]
+
+
+def factor_model(
+    tokens: Tokens,
+    rows: npt.NDArray[np.int64],
+    *,
+    modality_V: npt.NDArray[np.int64],
+    level_MK: Floats,
+    n_factors: int,
+    seed: int,
+    condition_N: npt.NDArray[np.int64] | None = None,
+    usual_rows: npt.NDArray[np.int64] | None = None,
+) -> FactorModel:
+    """Fit probabilistic principal components to the standardised magnitudes of training cells (Tipping & Bishop 1999).
+
+    A feature that was not measured in a cell stands at its mean there.
+
+    Parameters
+    ----------
+    tokens, rows, modality_V, seed
+        As in :func:`principal_components`.
+    level_MK
+        Magnitude that each bin of each modality stands for, 0 for bin 0.
+    n_factors
+        Most factors returned.
+    condition_N
+        Condition of every cell of the object; cells are then compared with the others of their condition.
+    usual_rows
+        Cells whose mean is the centre; the training cells if None.
+
+    Returns
+    -------
+    The model, float32. Features that never vary have a deviation of 1 and no loadings.
+    """
+    rng = np.random.default_rng(seed)
+    if len(rows) > MAX_CELLS:
+        rows = np.sort(rng.choice(rows, MAX_CELLS, replace=False))
+    value_T = level_MK[modality_V[tokens.feature], tokens.bin]
+    shape = (tokens.n_cells, len(modality_V))
+    whole_NV = sparse.csr_array((value_T, tokens.feature, tokens.start), shape=shape)
+    level_NV = whole_NV[rows]
+    group_NX = tokens.pattern[rows][:, None].astype(np.int64)
+    if condition_N is not None:
+        group_NX = np.concatenate([group_NX, condition_N[rows][:, None]], axis=1)
+    group_PX, pattern_N = np.unique(group_NX, axis=0, return_inverse=True)
+    measured_PV = tokens.measured_features[group_PX[:, 0]].astype(np.float64)
+    pattern = group_PX
+    n_V = np.maximum(np.bincount(pattern_N.reshape(-1), minlength=len(pattern)) @ measured_PV, 1)
+    centre_V = np.asarray(level_NV.sum(axis=0)).ravel() / n_V
+    variance_V = np.asarray(level_NV.power(2).sum(axis=0)).ravel() / n_V - centre_V**2
+    varies_V = variance_V > 1e-8
+    deviation_V = np.sqrt(np.where(varies_V, variance_V, 1.0))
+    level_NV = sparse.csr_array(level_NV * (varies_V / deviation_V))
+    member_NP = sparse.csr_array((np.ones(len(rows)), (np.arange(len(rows)), pattern_N.reshape(-1))))
+    mean_PV = measured_PV * varies_V * centre_V / deviation_V
+    if condition_N is not None:
+        mean_PV = (member_NP.T @ level_NV).toarray() / np.asarray(member_NP.sum(axis=0)).reshape(-1, 1)
+    operator = LinearOperator(
+        level_NV.shape,
+        matvec=lambda x: level_NV @ x - member_NP @ (mean_PV @ x),
+        rmatvec=lambda y: level_NV.T @ y - mean_PV.T @ (member_NP.T @ y),
+        dtype=np.float64,
+    )
+    n = min(n_factors, min(operator.shape) - 1, max(int(varies_V.sum()) - 1, 0))
+    loading_VR = np.zeros((len(modality_V), 0))
+    if n >= 1:
+        _, size_R, vector_RV = svds(operator, k=n, v0=rng.standard_normal(min(operator.shape)))
+        order = np.argsort(-size_R)
+        explained_R = size_R[order] ** 2 / len(rows)
+        rest = max(varies_V.sum() - explained_R.sum(), 0.0) / max(varies_V.sum() - n, 1)
+        loading_VR = vector_RV[order].T * np.sqrt(np.maximum(explained_R - rest, 0.0))
+    unique_V = np.clip(1 - (loading_VR**2).sum(axis=1), _LEAST_UNIQUE, 1.0)
+    if usual_rows is not None and len(usual_rows):
+        measured_V = tokens.measured_features[tokens.pattern[usual_rows]].sum(axis=0)
+        total_V = np.asarray(whole_NV[usual_rows].sum(axis=0)).ravel()
+        centre_V = np.where(measured_V > 0, total_V / np.maximum(measured_V, 1), centre_V)
+    return FactorModel(*(x.astype(np.float32) for x in (centre_V, deviation_V, loading_VR, unique_V)))
 
 
 def _shares(

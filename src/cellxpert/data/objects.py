@@ -10,8 +10,9 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from cellxpert.data.obs import MISSING_TEXT
+from cellxpert.data.obs import MISSING_TEXT, closest
 from cellxpert.errors import (
+    ControlError,
     DuplicateNamesError,
     EmptyDataError,
     MuDataError,
@@ -142,7 +143,7 @@ def refuse_view(data: AnnData | MuData, call: str) -> None:
 
 
 def check_columns(cells: Cells) -> list[str]:
-    """Check the batch and label columns of a setup.
+    """Check the columns of a setup: batch, label, condition.
 
     Returns
     -------
@@ -153,6 +154,8 @@ def check_columns(cells: Cells) -> list[str]:
     ------
     ObsKeyError, MissingValuesError, CategoryError, ObsConflictError
         If a column is absent, incomplete, not categorical, or contradicts itself.
+    ControlError
+        If no cell is of the control condition.
     """
     notes: list[str] = []
     batches, labels = cells.batches(), cells.labels()
@@ -186,7 +189,23 @@ def check_columns(cells: Cells) -> list[str]:
             notes.append(f"{place}: {len(rare)} labels have fewer than {_FEW} cells, e.g. {sorted(rare.index)[:5]}")
     if batches is not None:
         notes += _confounded(cells, batches, known)
+    conditions = cells.conditions()
+    if conditions is not None:
+        notes += _conditions(conditions, setup.perturbation_key, setup.control_category)
     return notes
+
+
+def _conditions(conditions: pd.Series, key: str | None, control: str) -> list[str]:
+    """Check that there are control cells, and something else."""
+    names = sorted(set(conditions))
+    if control not in names:
+        near = closest(control, names) or names[0]
+        raise ControlError(
+            f"obs[{key!r}]",
+            found=f"no cell is {control!r}; there are {names[:5]}",
+            fix=f"pass control_category={near!r}",
+        )
+    return [] if len(names) > 1 else [f"obs[{key!r}]: every cell is {control!r}, so no effect can be learned"]
 
 
 def _unpaired(cells: Cells) -> list[str]:

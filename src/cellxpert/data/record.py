@@ -13,6 +13,8 @@ from cellxpert.errors import ModalityError, NotSetUpError
 
 __all__ = ["ModalitySetup", "Setup"]
 
+_PERTURBATION = ("perturbation_key", "control_category", "perturbation_type")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModalitySetup:
@@ -37,6 +39,10 @@ class Setup:
     batch_key: str | None = None
     labels_key: str | None = None
     unlabeled_category: str = "Unknown"
+    perturbation_key: str | None = None
+    control_category: str = "control"
+    perturbation_type: str = "knockout"
+    """What was done to the genes that a condition names."""
     notes: tuple[str, ...] = ()
     """What the checks found worth a warning."""
 
@@ -62,6 +68,8 @@ class Setup:
             "unlabeled_category": self.unlabeled_category,
         }
         out |= {k: v for k in ("batch_key", "labels_key") if (v := getattr(self, k)) is not None}
+        if self.perturbation_key is not None:
+            out |= {k: getattr(self, k) for k in _PERTURBATION}
         return out | ({"notes": list(self.notes)} if self.notes else {})
 
     @classmethod
@@ -79,7 +87,8 @@ class Setup:
                 for role in MODALITIES
                 if role in data["modalities"]
             )
-            texts = {k: str(data[k]) for k in ("batch_key", "labels_key", "unlabeled_category") if k in data}
+            names = ("batch_key", "labels_key", "unlabeled_category", *_PERTURBATION)
+            texts = {k: str(data[k]) for k in names if k in data}
             notes = tuple(str(n) for n in np.atleast_1d(data.get("notes", ())))
         except (KeyError, TypeError, AttributeError) as error:
             raise NotSetUpError(

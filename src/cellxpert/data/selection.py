@@ -16,6 +16,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from cellxpert.data.binning import Transform, magnitudes, row_scales, transform_of
+from cellxpert.data.conditions import genes_of
 from cellxpert.errors import CellxPertWarning, DuplicateNamesError, EmptyDataError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def select_features(cells: Cells, config: TokenConfig, *, train_rows: npt.ArrayL
     equal accuracy of a linear classifier it needs fewer tokens than deviance, and it keeps more than dispersion within bins of
     equal mean does); peaks by the variance of being open; proteins by the variance of their centred log-ratio; intensities by
     that of their arcsinh. Ties go to the name that sorts first. A feature that is zero in all training cells is never chosen: nothing could be
-    learned about it.
+    learned about it. Genes that are perturbed in training cells are chosen first.
 
     Parameters
     ----------
@@ -85,7 +86,20 @@ def select_features(cells: Cells, config: TokenConfig, *, train_rows: npt.ArrayL
     if not pools:
         raise EmptyDataError("train_rows", found=f"{len(train)} cells, no values", fix="give cells with counts")
     take = _budget({role: min(wanted[role], len(pool.columns)) for role, pool in pools.items()}, config.max_tokens - 1)
-    return {role: pool.choose(take[role]) for role, pool in pools.items()}
+    required = _perturbed_genes(cells, train)
+    return {
+        role: pool.choose(take[role], required=required if role == "rna" else frozenset())
+        for role, pool in pools.items()
+    }
+
+
+def _perturbed_genes(cells: Cells, rows: IntArray) -> frozenset[str]:
+    """Genes that are set from outside in some of these cells."""
+    conditions = cells.conditions()
+    if conditions is None:
+        return frozenset()
+    control = cells.setup.control_category
+    return frozenset(gene for name in set(conditions.iloc[rows]) for gene in genes_of(name, control))
 
 
 def _budget(wanted: dict[str, int], limit: int) -> dict[str, int]:
@@ -135,10 +149,14 @@ class _Pool:
         columns = columns[total[columns] > 0]
         return cls(cells, role, rows, columns, total[columns])
 
-    def choose(self, n: int) -> Choice:
+    def choose(self, n: int, *, required: frozenset[str]) -> Choice:
         picked = np.arange(len(self.columns))
         if n < len(picked):
-            picked = np.sort(np.argsort(-self.scores(), kind="stable")[:n])
+            first = np.zeros(len(picked), bool)
+            if required:  # by name or by Ensembl id, as gene_ids finds them
+                for names in (self.cells.feature_names(self.role), self.cells.feature_ids(self.role)):
+                    first |= False if names is None else np.isin(np.asarray(names, str)[self.columns], list(required))
+            picked = np.sort(np.lexsort((-self.scores(), ~first))[:n])
         return Choice(self.columns[picked], self.total[picked] / max(len(self.rows), 1))
 
     def scores(self) -> FloatArray:

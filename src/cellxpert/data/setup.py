@@ -15,6 +15,7 @@ from mudata import MuData
 from cellxpert import keys
 from cellxpert.data.cells import Cells
 from cellxpert.data.check import check_values
+from cellxpert.data.conditions import DOSES
 from cellxpert.data.names import check_names
 from cellxpert.data.objects import check_anndata, check_columns, check_mudata, refuse_view
 from cellxpert.data.obs import closest
@@ -48,6 +49,9 @@ def setup_mudata(
     batch_key: str | None = None,
     labels_key: str | None = None,
     unlabeled_category: str = "Unknown",
+    perturbation_key: str | None = None,
+    control_category: str = "control",
+    perturbation_type: str = "knockout",
     counts: str | Mapping[str, str] = "auto",
 ) -> Setup:
     """Say what a MuData holds, check all of it, and record that in ``uns["cellxpert_info"]["setup"]``.
@@ -66,6 +70,9 @@ def setup_mudata(
         Columns of ``obs``, in the modalities or in the MuData itself.
     unlabeled_category
         Label of cells whose type is not known; cells without a value count as such.
+    perturbation_key, control_category, perturbation_type
+        Column of ``obs`` with the condition of each cell: the control's name, or the genes that were set, joined by
+        ``"+"``; and what was done to them, ``"knockout"``, ``"knockdown"`` or ``"overexpression"``.
     counts
         What the values are, for all roles or per role. ``"auto"`` and ``"integer"`` require whole numbers,
         ``"fractional"`` accepts corrected counts (CellBender, decontX), ``"intensity"`` any numbers from 0 (imaging).
@@ -100,7 +107,8 @@ def setup_mudata(
         )
         for r, n in names.items()
     )
-    return _register(mdata, _setup(modalities, batch_key, labels_key, unlabeled_category))
+    perturbation = (perturbation_key, control_category, perturbation_type)
+    return _register(mdata, _setup(modalities, batch_key, labels_key, unlabeled_category, perturbation))
 
 
 def setup_anndata(
@@ -111,6 +119,9 @@ def setup_anndata(
     batch_key: str | None = None,
     labels_key: str | None = None,
     unlabeled_category: str = "Unknown",
+    perturbation_key: str | None = None,
+    control_category: str = "control",
+    perturbation_type: str = "knockout",
     counts: str = "auto",
 ) -> Setup:
     """Say what an AnnData holds, check all of it, and record that in ``uns["cellxpert_info"]["setup"]``.
@@ -123,7 +134,7 @@ def setup_anndata(
         Role of its matrix: ``"rna"``, ``"atac"`` or ``"protein"``.
     layer
         Layer that holds the values; None for ``X``.
-    batch_key, labels_key, unlabeled_category, counts
+    batch_key, labels_key, unlabeled_category, perturbation_key, control_category, perturbation_type, counts
         As in :func:`setup_mudata`.
 
     Returns
@@ -141,7 +152,8 @@ def setup_anndata(
     if modality not in MODALITIES:
         raise ConfigError("setup_anndata(modality=)", found=repr(modality), fix=f"use one of {list(MODALITIES)}")
     modalities = (ModalitySetup(role=modality, layer=layer, counts=_counts(counts)),)
-    return _register(adata, _setup(modalities, batch_key, labels_key, unlabeled_category))
+    perturbation = (perturbation_key, control_category, perturbation_type)
+    return _register(adata, _setup(modalities, batch_key, labels_key, unlabeled_category, perturbation))
 
 
 def _check_roles(mdata: MuData, names: dict[str, str]) -> None:
@@ -185,13 +197,31 @@ def _counts(counts: object) -> Any:
     return "integer" if counts == "auto" else counts
 
 
-def _setup(modalities: tuple[ModalitySetup, ...], batch_key: object, labels_key: object, unlabeled: object) -> Setup:
-    for name, value in (("batch_key", batch_key), ("labels_key", labels_key)):
+def _setup(
+    modalities: tuple[ModalitySetup, ...],
+    batch_key: object,
+    labels_key: object,
+    unlabeled: object,
+    perturbation: tuple[object, object, object],
+) -> Setup:
+    perturbation_key, control, kind = perturbation
+    columns = {"batch_key": batch_key, "labels_key": labels_key, "perturbation_key": perturbation_key}
+    for name, value in columns.items():
         if value is not None and not (isinstance(value, str) and value):
             raise ConfigError(f"{name}=", found=repr(value), fix="give the name of a column of obs, or None")
     if not (isinstance(unlabeled, str) and unlabeled):
         raise ConfigError("unlabeled_category=", found=repr(unlabeled), fix="give a name, such as 'Unknown'")
-    return Setup(modalities=modalities, batch_key=batch_key, labels_key=labels_key, unlabeled_category=unlabeled)
+    if not (isinstance(control, str) and control):
+        raise ConfigError("control_category=", found=repr(control), fix="give the name of the control cells' condition")
+    if kind not in tuple(DOSES):  # a list is not hashable
+        raise ConfigError("perturbation_type=", found=repr(kind), fix=f"use one of {list(DOSES)}")
+    return Setup(
+        modalities=modalities,
+        unlabeled_category=unlabeled,
+        control_category=control,
+        perturbation_type=kind,
+        **columns,
+    )
 
 
 def _register(data: AnnData | MuData, setup: Setup) -> Setup:
@@ -289,7 +319,8 @@ def query_setup(setup: Setup, data: AnnData | MuData) -> Setup:
                 call = f"setup_mudata(mdata, {m.role}={m.name!r}, layers={{{m.role!r}: ...}})"
             fix = f"say where its counts are: call cellxpert.CellxPert.{call} on it, None for X"
             raise LayerError("query" if m.name is None else f"query[{m.name!r}]", found=found, fix=fix)
-    kept = {k: v if (v := getattr(setup, k)) in columns else None for k in ("batch_key", "labels_key")}
+    keys_of = ("batch_key", "labels_key", "perturbation_key")
+    kept = {k: v if (v := getattr(setup, k)) in columns else None for k in keys_of}
     return replace(setup, modalities=modalities, notes=(), **kept)
 
 
@@ -341,6 +372,14 @@ def summary(setup: Setup, data: AnnData | MuData) -> str:
         n_labels = labels[labels != setup.unlabeled_category].nunique()
         lines.append(
             f"labels: obs[{setup.labels_key!r}], {n_labels} labels, {unlabeled} cells {setup.unlabeled_category!r}"
+        )
+    conditions = cells.conditions()
+    if conditions is not None:
+        n_control = int((conditions == setup.control_category).sum())
+        n_conditions = conditions[conditions != setup.control_category].nunique()
+        lines.append(
+            f"perturbations: obs[{setup.perturbation_key!r}], {n_conditions} conditions ({setup.perturbation_type}), "
+            f"{n_control} cells {setup.control_category!r}"
         )
     table = presence(cells).T
     key = "none" if setup.batch_key is None else f"obs[{setup.batch_key!r}], {len(table)} batches"

@@ -154,10 +154,15 @@ class Vocabulary:
 
     def decode(self, feature: npt.ArrayLike, bins: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Return the magnitude of each (feature id, bin); the arrays broadcast."""
-        table = np.zeros((len(MODALITIES), self.n_bins))
+        table = self.levels(len(MODALITIES))
+        return table[self.role_of_feature[np.asarray(feature)], np.asarray(bins)]
+
+    def levels(self, n_modalities: int) -> npt.NDArray[np.float64]:
+        """Return the magnitude of every bin, a row for each of the first :data:`MODALITIES`."""
+        table = np.zeros((n_modalities, self.n_bins))
         for block in self.blocks:
             table[MODALITIES.index(block.role)] = block.bin_means
-        return table[self.role_of_feature[np.asarray(feature)], np.asarray(bins)]
+        return table
 
     @classmethod
     def fit(cls, cells: Cells, config: TokenConfig, *, train_rows: npt.ArrayLike) -> Vocabulary:

@@ -17,7 +17,7 @@ from cellxpert import keys
 from cellxpert.data.cells import modality_rows
 from cellxpert.data.objects import refuse_view
 
-__all__ = ["record", "require_writable", "write_obs", "write_obsm"]
+__all__ = ["record", "require_writable", "write_layer", "write_obs", "write_obsm"]
 
 
 def require_writable(data: AnnData | MuData, call: str) -> None:
@@ -60,6 +60,35 @@ def write_obs(data: AnnData | MuData, key: str, values: pd.Series) -> None:
             column = column.cat.remove_unused_categories()
             part.uns.pop(f"{key}_colors", None)  # squidpy fails on colours whose number differs from the categories'
         part.obs[key] = column.set_axis(part.obs_names)
+
+
+def write_layer(
+    data: AnnData | MuData,
+    key: str,
+    values_NG: npt.NDArray[np.float32],
+    *,
+    modality: str | None,
+    rows: npt.NDArray[np.int64],
+    columns: npt.NDArray[np.int64],
+) -> None:
+    """Write predicted values of some cells and features into a layer of one modality; all others are NaN.
+
+    Parameters
+    ----------
+    data, key
+        The object, and the layer's name.
+    values_NG
+        Values of the chosen cells and features.
+    modality
+        Name of the modality; None for an AnnData.
+    rows, columns
+        Rows in the modality, and columns of its matrix; negative ones are left out.
+    """
+    adata = data if modality is None else data.mod[modality]
+    layer = np.full(adata.shape, np.nan, np.float32)
+    cell, feature = np.flatnonzero(rows >= 0), np.flatnonzero(columns >= 0)
+    layer[np.ix_(rows[cell], columns[feature])] = values_NG[np.ix_(cell, feature)]
+    adata.layers[key] = layer
 
 
 def record(data: AnnData | MuData, call: str, *, key: str, entry: dict[str, Any]) -> None:

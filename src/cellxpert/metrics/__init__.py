@@ -14,6 +14,7 @@ from cellxpert.metrics.annotation import (
     weighted_f1,
 )
 from cellxpert.metrics.calibration import aurc, brier, ece, nll, reliability, risk_coverage, unseen_auroc
+from cellxpert.metrics.causal import ancestor_leak, descendant_auroc
 from cellxpert.metrics.gene_sets import gene_set_embedding, read_gmt
 from cellxpert.metrics.perturbation import (
     centroid_accuracy,
@@ -38,6 +39,8 @@ from cellxpert.metrics.pseudobulk import (
 )
 
 __all__ = [
+    "ancestor_leak",
+    "descendant_auroc",
     "accuracy",
     "annotation_scores",
     "aurc",

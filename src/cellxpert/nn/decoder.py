@@ -22,12 +22,9 @@ from cellxpert.batch import RouterStats
 from cellxpert.config import HEAD_WIDTH, NetworkConfig
 from cellxpert.nn.block import Dropout, FeedForward, norm
 from cellxpert.nn.experts import compute_dtype
+from cellxpert.nn.factors import Evidence
 
 __all__ = ["Decoder", "DecoderLayer", "Memory", "PreparedMemory", "Values"]
-
-
-MAX_SCORES = 2**22
-"""Attention scores computed at once over a shared memory: larger outputs are paged in anew on every call."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +35,8 @@ class Memory:
     """Tokens of the context, padded."""
     mask_BL: Tensor | None = None
     """True at tokens, False at padding; None if there is no padding. No row may be all False."""
+    evidence: Evidence | None = None
+    """What the context says of the factors; not read by the decoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +49,20 @@ class PreparedMemory:
     """(B, H, L, X) per layer."""
     mask_BL: Tensor | None = None
     """As in :class:`Memory`."""
+    evidence: Evidence | None = None
+    """As in :class:`Memory`."""
+
+    def cells(self, part: slice) -> PreparedMemory:
+        """Some of the contexts, side by side."""
+        evidence = self.evidence
+        if evidence is not None:
+            evidence = evidence.rows(torch.arange(len(evidence.sum_BR), device=evidence.sum_BR.device)[part])
+        return PreparedMemory(
+            keys=tuple(x[part] for x in self.keys),
+            values=tuple(x[part] for x in self.values),
+            mask_BL=None if self.mask_BL is None else self.mask_BL[part],
+            evidence=evidence,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,36 +77,6 @@ class Values:
 
 def _heads(x_BSD: Tensor) -> Tensor:
     return x_BSD.unflatten(-1, (-1, HEAD_WIDTH)).transpose(1, 2)
-
-
-def _attend_shared(
-    query_BHQX: Tensor, memory: Sequence[Tensor], seen: Sequence[Tensor] | None, *, mask: Tensor | None
-) -> Tensor:
-    """Attention of many chains over one memory, which is never copied: their queries read it as if they were one cell's.
-
-    Few queries per chain (a step of a sampler) are 5 times faster so; no gradients.
-    """
-    n_chains, n_heads, n_queries, width = query_BHQX.shape
-    key_HLX, value_HLX = memory[0][0], memory[1][0]
-    query_HBQX = query_BHQX.transpose(0, 1)
-    if seen is None:
-        mask = None if mask is None else mask[0]  # the same for every query
-        read = F.scaled_dot_product_attention(query_HBQX.flatten(1, 2), key_HLX, value_HLX, attn_mask=mask)
-        return read.view(n_heads, n_chains, n_queries, width).transpose(0, 1)
-    n_tokens, n_values = key_HLX.shape[1], seen[0].shape[2]
-    step = max(1, MAX_SCORES // (n_heads * n_queries * (n_tokens + n_values)))
-    outs = []
-    for start in range(0, n_chains, step):
-        chains = slice(start, start + step)
-        query = query_HBQX[:, chains] * width**-0.5
-        rows = (n_heads, query.shape[1] * n_queries, -1)
-        seen_key, seen_value = (x.expand(n_chains, -1, -1, -1)[chains].transpose(0, 1) for x in seen)
-        context = (query.reshape(rows) @ key_HLX.transpose(1, 2)).view(*query.shape[:3], n_tokens)
-        scores_HBQS = torch.cat([context, query @ seen_key.transpose(2, 3)], dim=-1)
-        weights_HBQS = scores_HBQS.add_(mask[chains, 0]).softmax(-1)
-        read = (weights_HBQS[..., :n_tokens].view(rows) @ value_HLX).view(query.shape)
-        outs.append(read + weights_HBQS[..., n_tokens:] @ seen_value)
-    return torch.cat(outs, dim=1).transpose(0, 1)
 
 
 class DecoderLayer(nn.Module):
@@ -118,16 +101,13 @@ class DecoderLayer(nn.Module):
         query_BHQX = _heads(self.query(self.norm(x_BQD)))
         n_cells = len(query_BHQX)
         seen = None if values_BMD is None else [_heads(x) for x in self.value_kv(values_BMD).chunk(2, dim=-1)]
-        if len(memory[0]) < n_cells and not torch.is_grad_enabled():
-            read_BHQX = _attend_shared(query_BHQX, memory, seen, mask=mask)
-        else:
-            parts = (memory,) if seen is None else (memory, seen)
-            key_BHSX, value_BHSX = (
-                torch.cat([x.expand(n_cells, -1, -1, -1) for x in xs], dim=2) if seen else xs[0]
-                for xs in zip(*parts, strict=True)
-            )
-            key_BHSX, value_BHSX = (x.expand(n_cells, -1, -1, -1) for x in (key_BHSX, value_BHSX))
-            read_BHQX = F.scaled_dot_product_attention(query_BHQX, key_BHSX, value_BHSX, attn_mask=mask)
+        parts = (memory,) if seen is None else (memory, seen)
+        key_BHSX, value_BHSX = (
+            torch.cat([x.expand(n_cells, -1, -1, -1) for x in xs], dim=2) if seen else xs[0]
+            for xs in zip(*parts, strict=True)
+        )
+        key_BHSX, value_BHSX = (x.expand(n_cells, -1, -1, -1) for x in (key_BHSX, value_BHSX))
+        read_BHQX = F.scaled_dot_product_attention(query_BHQX, key_BHSX, value_BHSX, attn_mask=mask)
         return self.out(read_BHQX.transpose(1, 2).flatten(2))
 
     def forward(
@@ -159,7 +139,7 @@ class Decoder(nn.Module):
         """Compute every layer's keys and values of a memory."""
         pairs = [layer.memory_kv(memory.tokens_BLD).chunk(2, dim=-1) for layer in self.layers]
         keys, values = (tuple(_heads(x) for x in xs) for xs in zip(*pairs, strict=True))
-        return PreparedMemory(keys=keys, values=values, mask_BL=memory.mask_BL)
+        return PreparedMemory(keys=keys, values=values, mask_BL=memory.mask_BL, evidence=memory.evidence)
 
     def forward(
         self, x_BQD: Tensor, memory: Memory | PreparedMemory | None, values: Values | None = None, *, counted_BQ: Tensor

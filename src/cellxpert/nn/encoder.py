@@ -13,6 +13,7 @@ from cellxpert.batch import RouterStats
 from cellxpert.config import NetworkConfig
 from cellxpert.nn.attention import Layout
 from cellxpert.nn.block import EncoderBlock, norm
+from cellxpert.nn.factors import Evidence
 
 __all__ = ["Encoded", "Encoder"]
 
@@ -33,6 +34,8 @@ class Encoded:
     """Where the cells begin and end among the tokens."""
     routers: tuple[RouterStats, ...] = ()
     """One per mixture-of-experts layer."""
+    evidence: Evidence | None = None
+    """What the context says of the factors; None for a network without them."""
 
 
 class Encoder(nn.Module):

@@ -14,13 +14,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cellxpert.batch import Batch, Output, Questions, RouterStats
+from cellxpert.batch import Batch, Intervention, Output, Questions, RouterStats
 from cellxpert.config import ModelConfig, NetworkConfig
 from cellxpert.nn.attention import Layout, pad
 from cellxpert.nn.cell import CellHead, CellQueries
 from cellxpert.nn.decoder import Decoder, Memory, PreparedMemory, Values
 from cellxpert.nn.embedding import Embedding
 from cellxpert.nn.encoder import Encoded, Encoder
+from cellxpert.nn.factors import Evidence, Factors
 from cellxpert.nn.heads import BinHead, LabelHead
 
 __all__ = ["Network"]
@@ -42,6 +43,8 @@ class Network(nn.Module):
         Number of magnitude bins.
     n_labels
         Number of labels; 0 for a network without a label head.
+    n_targets
+        Number of genes that were perturbed in training cells; 0 for a network that has seen none.
     max_tokens
         Longest sequence, [CLS] included (the number of learned positions, where the network has them).
     generator
@@ -55,6 +58,7 @@ class Network(nn.Module):
         feature_modality: Sequence[int] | Tensor,
         n_bins: int,
         n_labels: int = 0,
+        n_targets: int = 0,
         max_tokens: int = 4096,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -72,6 +76,11 @@ class Network(nn.Module):
             self.cell_queries = CellQueries(width, modality_V=modality_V, n_bins=n_bins)
             self.decoder = Decoder(config)
             self.bins = BinHead(width, n_features=self.n_features, n_bins=n_bins)
+            self.factors = (
+                Factors(modality_V, n_bins=n_bins, n_factors=config.n_factors, n_targets=n_targets)
+                if config.n_factors
+                else None
+            )
             self.labels = (
                 LabelHead(
                     width,
@@ -88,7 +97,13 @@ class Network(nn.Module):
 
     @classmethod
     def from_config(
-        cls, config: ModelConfig, *, feature_modality: Sequence[int] | Tensor, n_labels: int, seed: int
+        cls,
+        config: ModelConfig,
+        *,
+        feature_modality: Sequence[int] | Tensor,
+        n_labels: int,
+        seed: int,
+        n_targets: int = 0,
     ) -> Network:
         """Make the network of a whole configuration, its weights drawn from ``seed``."""
         return cls(
@@ -96,6 +111,7 @@ class Network(nn.Module):
             feature_modality=feature_modality,
             n_bins=config.tokens.n_bins,
             n_labels=n_labels,
+            n_targets=n_targets,
             max_tokens=config.tokens.max_tokens,
             generator=torch.Generator().manual_seed(seed),
         )
@@ -123,6 +139,10 @@ class Network(nn.Module):
         cell_BD = self.cell(tokens_TD, layout, feature_T=ids[0], bin_T=ids[1])
         label_BC = None if self.labels is None else self.labels(cell_BD, layout, feature_T=ids[0], bin_T=ids[1])
         lowest_BM = self.cell_queries.lowest(layout, feature_T=ids[0], bin_T=ids[1])
+        evidence = None
+        if self.factors is not None:
+            with torch.autocast(tokens_TD.device.type, enabled=False):
+                evidence = self.factors.evidence(batch, layout, feature_T=ids[0], bin_T=ids[1])
         return Encoded(
             tokens_TD=tokens_TD,
             cell_BD=cell_BD,
@@ -130,11 +150,16 @@ class Network(nn.Module):
             label_BC=label_BC,
             layout=layout,
             routers=routers,
+            evidence=evidence,
         )
 
     def memory(self, encoded: Encoded) -> Memory:
         """Return the memory of all tokens of the context."""
-        return Memory(tokens_BLD=pad(encoded.tokens_TD, encoded.layout), mask_BL=encoded.layout.mask_BL())
+        return Memory(
+            tokens_BLD=pad(encoded.tokens_TD, encoded.layout),
+            mask_BL=encoded.layout.mask_BL(),
+            evidence=encoded.evidence,
+        )
 
     def prepare(self, memory: Memory) -> PreparedMemory:
         """Compute what all passes over one memory share; :meth:`decode` takes it in the memory's place."""
@@ -147,6 +172,32 @@ class Network(nn.Module):
     def decode_cell(self, query_BQ: Tensor, encoded: Encoded) -> Tensor:
         """Return logits over bins (B, Q, K) of features, from the cells' vectors and depths alone."""
         return self._decode_cell(query_BQ, encoded)[0]
+
+    @torch.no_grad()
+    def blank_means(
+        self, intervention: Intervention | None, *, clamped: tuple[Sequence[int], Sequence[int]] = ((), ())
+    ) -> Tensor:
+        """Return the mean magnitude (V,) of every feature in a cell of which nothing is known but an intervention.
+
+        ``clamped`` names features and the bins that they are observed at.
+        """
+        assert self.factors is not None
+        device = self.factors.centre_V.device
+        blank = Batch(
+            feature_T=torch.tensor([self.n_features], device=device),
+            bin_T=torch.zeros(1, dtype=torch.int64, device=device),
+            lengths_B=torch.tensor([1]),
+            intervention=intervention,
+        )
+        query_1V = torch.arange(self.n_features, device=device)[None]
+        values = {}
+        if len(clamped[0]):
+            feature, bins = (torch.tensor([list(x)], dtype=torch.int64, device=device) for x in clamped)
+            visible = torch.ones(1, self.n_features, feature.shape[1], dtype=torch.bool, device=device)
+            values = {"value_feature_BM": feature, "value_bin_BM": bins, "visible_BQM": visible}
+        memory = self.memory(self.encode(blank))
+        probability_VK = self.decode(Questions(query_BQ=query_1V, **values), memory)[0].softmax(-1)
+        return (probability_VK * self.factors.levels(query_1V[0])).sum(-1)
 
     def _decode_cell(self, query_BQ: Tensor, encoded: Encoded) -> tuple[Tensor, tuple[RouterStats, ...]]:
         queries_BQD = self.cell_queries(self.embedding.queries(query_BQ), encoded.cell_BD, encoded.lowest_BM)
@@ -164,7 +215,21 @@ class Network(nn.Module):
                 visible_BQM=questions.visible_BQM & (feature_BM >= 0)[:, None, :],
             )
         answers_BQD, routers = self.decoder(self.embedding.queries(query_BQ), memory, values, counted_BQ=query_BQ >= 0)
-        return self.bins(answers_BQD, query_BQ), routers
+        logits_BQK = self.bins(answers_BQD, query_BQ)
+        if self.factors is not None and memory.evidence is not None:
+            logits_BQK = logits_BQK + self._tilt(questions, memory.evidence)
+        return logits_BQK, routers
+
+    def _tilt(self, questions: Questions, evidence: Evidence) -> Tensor:
+        assert self.factors is not None
+        with torch.autocast(questions.query_BQ.device.type, enabled=False):
+            return self.factors(
+                questions.query_BQ,
+                evidence,
+                value_feature_BM=questions.value_feature_BM,
+                value_bin_BM=questions.value_bin_BM,
+                visible_BQM=questions.visible_BQM,
+            )
 
     def forward(self, batch: Batch) -> Output:
         """Read cells and answer what the batch asks."""
@@ -200,6 +265,9 @@ def _draw_weights(network: Network, generator: torch.Generator) -> None:
     cell queries: gain, depth                  normal, 0.02; 0
     labels: reading of magnitudes              0
     bins, labels                               normal, 0.02
+    factors: read, answer, zero                normal, 0.02
+    intervention: direct and pair              normal, 0.1
+    intervention: the rest                     0
     =========================================  =====================================================================
     """
     config = network.config
@@ -214,7 +282,14 @@ def _draw_weights(network: Network, generator: torch.Generator) -> None:
             nn.init.constant_(weight, 0.1)
         elif name in {"labels.magnitude.weight", "cell_queries.depth.weight"}:
             nn.init.zeros_(weight)
-        elif name in {"cell.feature.weight", "cell_queries.gain.weight"}:
+        elif name == "cell.feature.weight":
+            nn.init.normal_(weight, std=0.02, generator=generator)
+        elif part == "factors" and "intervention" in name:
+            if owner in {"direct", "pair"}:
+                nn.init.normal_(weight, std=0.1, generator=generator)
+            else:
+                nn.init.zeros_(weight)
+        elif part in {"cell_queries", "factors"} and leaf == "weight" and owner in {"gain", "read", "answer", "zero"}:
             nn.init.normal_(weight, std=0.02, generator=generator)
         elif part == "embedding":
             nn.init.normal_(weight, std=EMBEDDING_STD, generator=generator)

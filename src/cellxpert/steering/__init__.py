@@ -5,7 +5,7 @@ Knows no network and no AnnData: a model is anything that answers :class:`~cellx
 
 from cellxpert.steering.anchors import Anchors, medoids
 from cellxpert.steering.chains import Schedule, Trace, run
-from cellxpert.steering.conditionals import Conditionals
+from cellxpert.steering.conditionals import Conditionals, Packed
 from cellxpert.steering.kernels import (
     BlockMH,
     Info,
@@ -29,6 +29,7 @@ __all__ = [
     "Informed",
     "Kernel",
     "MultipleTry",
+    "Packed",
     "Schedule",
     "State",
     "Streams",

@@ -71,6 +71,15 @@ def medoids(bin_NM: Tensor, n_anchors: int, *, weight_M: Tensor | None = None) -
     """Return the rows of the most central of N observed states, most central first.
 
     The score of a state is the sum over states i of d(i, j) / sum_l d(i, l), with the distance ``"bins"`` (Park & Jun 2009).
+
+    Parameters
+    ----------
+    bin_NM
+        Bins of the states.
+    n_anchors
+        How many rows to return, at most N.
+    weight_M
+        Weight of each site; all 1 if None.
     """
     state_NM = bin_NM.double() if weight_M is None else bin_NM.double() * weight_M.double()
     distance_NN = torch.cdist(state_NM, state_NM, p=1)

@@ -117,8 +117,9 @@ def run(
         if schedule.anneal and step < half:
             current = target.scaled((step + 1) / (half + 1))
         if schedule.anneal and step <= half:  # the energy has changed: what is known of the state is weighed anew
-            density = current.combine(state.density.log_model_C, state.density.distance_CA)
-            state = State(x_CM=state.x_CM, density=density)
+            known = state.density
+            density = current.combine(known.log_model_C, known.distance_CA, term_CM=known.term_CM)
+            state = replace(state, density=density)
         state, info = kernel(state, current, streams)
         moved_CM |= state.x_CM != start_CM
         log_density.append(state.density.log_density_C)

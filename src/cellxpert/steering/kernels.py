@@ -21,7 +21,7 @@ Shape suffixes: C chains, M sites, S sites of a block, K bins, A anchors, N cand
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import torch
@@ -53,6 +53,8 @@ class State:
     """Bins (int64)."""
     density: Density
     """The target there."""
+    conditional_CMK: Tensor | None = None
+    """log p(. | all other sites) there, where a kernel has computed it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +78,15 @@ class Kernel(Protocol):
 
 
 def init(x_CM: Tensor, target: Target) -> State:
-    """Return the state of chains that begin at these bins."""
+    """Return the state of chains that begin at these bins.
+
+    Parameters
+    ----------
+    x_CM
+        Bins (int64).
+    target
+        What is evaluated there.
+    """
     return State(x_CM=x_CM, density=target(x_CM))
 
 
@@ -96,7 +106,7 @@ def _choose_block(target: Target, size: int, uniform_CM: Tensor) -> Tensor:
     """Return ``size`` free sites of each chain, every subset equally likely, whatever the state."""
     n_free = target.order_CM.shape[1] - target.n_clamped
     assert 1 <= size <= n_free, f"a block of {size} among {n_free} free sites"
-    return uniform_CM.masked_fill(~target.free_CM, float("inf")).argsort(dim=1)[:, :size]
+    return uniform_CM.masked_fill(~target.free_CM, float("inf")).topk(size, dim=1, largest=False).indices
 
 
 def _tempered(log_p_CSK: Tensor, temperature: float, mix: float) -> Tensor:
@@ -141,7 +151,7 @@ class BlockMH:
             gain_C = _log_prob_of(log_p_CSK, new_CS) - _log_prob_of(log_p_CSK, old_CS)
             density = target(proposed_CM, log_model_C=state.density.log_model_C + gain_C)
         else:
-            density = target(proposed_CM)
+            density = target.moved(proposed_CM, from_CM=state.x_CM, density=state.density)
         log_ratio_C = log_ratio_C + density.log_density_C - state.density.log_density_C
         return _decide(state, proposed_CM, density, log_ratio_C, uniform[:, -1])
 
@@ -161,10 +171,14 @@ class SuffixRedraw:
         length = n_free if self.longest is None else min(self.longest, n_free)
         uniform = streams.uniform(n_sites + 2)
         start_C = n_sites - 1 - (uniform[:, 0] * length).long()
-        proposed_CM = draw_in_order(
-            target.model, state.x_CM, target.order_CM, start_C=start_C, uniform_CM=uniform[:, 1:-1]
-        )
-        density = target(proposed_CM)
+        drawn = draw_in_order(target.model, state.x_CM, target.order_CM, start_C=start_C, uniform_CM=uniform[:, 1:-1])
+        proposed_CM = drawn.x_CM
+        if state.density.term_CM is None:
+            density = target(proposed_CM)
+        else:  # the draws have told the terms that changed
+            kept_CM = target.rank_CM < start_C[:, None]
+            term_CM = torch.where(kept_CM, state.density.term_CM.double(), drawn.log_prob_CM)
+            density = target.of_terms(proposed_CM, term_CM)
         log_ratio_C = density.log_density_C - state.density.log_density_C
         # the proposal's own probability: what of the joint was drawn anew
         log_ratio_C = log_ratio_C + state.density.log_model_C - density.log_model_C
@@ -172,10 +186,21 @@ class SuffixRedraw:
 
 
 def ancestral(x_CM: Tensor, target: Target, streams: Streams) -> Tensor:
-    """Draw all free sites in order: independent samples of the joint given the clamped sites, without a chain."""
+    """Draw all free sites in order: independent samples of the joint given the clamped sites, without a chain.
+
+    Parameters
+    ----------
+    x_CM
+        States; only clamped sites are read.
+    target
+        Its model and orders; anchors and weight are not read.
+    streams
+        Random numbers, one per chain and site.
+    """
     n_sites = x_CM.shape[1]
     start_C = torch.full((len(x_CM),), target.n_clamped)
-    return draw_in_order(target.model, x_CM, target.order_CM, start_C=start_C, uniform_CM=streams.uniform(n_sites))
+    uniform_CM = streams.uniform(n_sites)
+    return draw_in_order(target.model, x_CM, target.order_CM, start_C=start_C, uniform_CM=uniform_CM).x_CM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +222,8 @@ class MultipleTry:
         rows_NSK = log_q_CSK.repeat_interleave(n, dim=0)
         new_NS = categorical(rows_NSK, uniform[:, n_sites:-1].reshape(n_chains * n, size))
         tried_NM = state.x_CM.repeat_interleave(n, dim=0).scatter_(1, block_CS.repeat_interleave(n, dim=0), new_NS)
-        density = target.rows(n)(tried_NM)
+        chain_N = torch.arange(n_chains).repeat_interleave(n)
+        density = target.rows(n).moved(tried_NM, from_CM=state.x_CM[chain_N], density=state.density.rows(chain_N))
         weight_CN = (density.log_density_C - _log_prob_of(rows_NSK, new_NS)).view(n_chains, n)
         stay_C = state.density.log_density_C - _log_prob_of(log_q_CSK, state.x_CM.gather(1, block_CS))
         log_p_CN = torch.cat([stay_C[:, None], weight_CN], dim=1).log_softmax(1)
@@ -205,13 +231,9 @@ class MultipleTry:
         accepted_C = chosen_C > 0
         row_C = torch.arange(n_chains) * n + (chosen_C - 1).clamp(min=0)
         proposed_CM = tried_NM[row_C]
-        distance_CA = None if density.distance_CA is None else density.distance_CA[row_C]
-        proposed = Density(
-            log_model_C=density.log_model_C[row_C], distance_CA=distance_CA, log_density_C=density.log_density_C[row_C]
-        )
         moved = State(
             x_CM=torch.where(accepted_C[:, None], proposed_CM, state.x_CM),
-            density=proposed.where(accepted_C, state.density),
+            density=density.rows(row_C).where(accepted_C, state.density),
         )
         log_alpha_C = log_p_CN[:, 1:].logsumexp(1)
         return moved, Info(proposed_CM=proposed_CM, log_alpha_C=log_alpha_C, accepted_C=accepted_C)
@@ -226,12 +248,20 @@ class Informed:
         n_chains, n_sites = state.x_CM.shape
         n_bins = target.model.n_bins
         uniform = streams.uniform(2)
-        forward_CK = self._log_proposal(state.x_CM, state.density, target)
+        now_CMK = state.conditional_CMK
+        if now_CMK is None:
+            now_CMK = self._conditionals(state.x_CM, target)
+        forward_CK = self._log_proposal(state.x_CM, state.density, target, conditional_CMK=now_CMK)
         move_C1 = categorical(forward_CK[:, None], uniform[:, :1])
         site_C1 = move_C1 // n_bins
         proposed_CM = state.x_CM.scatter(1, site_C1, move_C1 % n_bins)
-        density = target(proposed_CM)
-        backward_CK = self._log_proposal(proposed_CM, density, target)
+        then_CMK = self._conditionals(proposed_CM, target)
+        if target.part == "pseudo" and then_CMK is not None:  # they are the target's own terms
+            term_CM = then_CMK.gather(2, proposed_CM[..., None])[..., 0] * target.free_CM
+            density = target.of_terms(proposed_CM, term_CM)
+        else:
+            density = target.moved(proposed_CM, from_CM=state.x_CM, density=state.density)
+        backward_CK = self._log_proposal(proposed_CM, density, target, conditional_CMK=then_CMK)
         back_C1 = site_C1 * n_bins + state.x_CM.gather(1, site_C1)
         log_ratio_C = (
             density.log_density_C
@@ -239,13 +269,23 @@ class Informed:
             + backward_CK.gather(1, back_C1)[:, 0]
             - forward_CK.gather(1, move_C1)[:, 0]
         )
-        return _decide(state, proposed_CM, density, log_ratio_C, uniform[:, 1])
+        moved, info = _decide(state, proposed_CM, density, log_ratio_C, uniform[:, 1])
+        if now_CMK is not None and then_CMK is not None:
+            known_CMK = torch.where(info.accepted_C[:, None, None], then_CMK, now_CMK)
+            moved = replace(moved, conditional_CMK=known_CMK)
+        return moved, info
 
-    def _log_proposal(self, x_CM: Tensor, density: Density, target: Target) -> Tensor:
+    def _conditionals(self, x_CM: Tensor, target: Target) -> Tensor | None:
+        """Return log p(. | all other sites); None where the target knows no model."""
+        return leave_one_out_log_prob(target.model, x_CM) if target.part != "none" and target.weight else None
+
+    def _log_proposal(
+        self, x_CM: Tensor, density: Density, target: Target, *, conditional_CMK: Tensor | None
+    ) -> Tensor:
         """Return normalised log probabilities of all moves, (C, M * K)."""
         worth_CMK = torch.zeros((*x_CM.shape, target.model.n_bins), dtype=torch.float64)
-        if target.part != "none" and target.weight:
-            log_p_CMK = leave_one_out_log_prob(target.model, x_CM).double()
+        if conditional_CMK is not None:
+            log_p_CMK = conditional_CMK.double()
             worth_CMK = target.weight * (log_p_CMK - log_p_CMK.gather(2, x_CM[..., None]))
         if target.anchors is not None and density.distance_CA is not None and target.anchors.distance != "histogram":
             cost_AMK = target.anchors.site_costs(target.model.n_bins)
@@ -279,7 +319,8 @@ class TiltedGibbs:
             log_p_CSK = log_p_CSK - cost_AMK[anchor_C1, block_CS]
         new_CS = categorical(log_p_CSK.log_softmax(-1), uniform[:, n_sites:-1])
         proposed_CM = state.x_CM.scatter(1, block_CS, new_CS)
-        moved = State(x_CM=proposed_CM, density=target(proposed_CM))
+        density = target.moved(proposed_CM, from_CM=state.x_CM, density=state.density)
+        moved = State(x_CM=proposed_CM, density=density)
         ones = torch.ones(len(proposed_CM), dtype=torch.bool)
         return moved, Info(
             proposed_CM=proposed_CM, log_alpha_C=torch.zeros(len(ones), dtype=torch.float64), accepted_C=ones

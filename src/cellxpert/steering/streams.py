@@ -16,7 +16,7 @@ __all__ = ["Streams"]
 
 
 class Streams:
-    """Uniform numbers of chains ``first ... first + n_chains - 1``.
+    """Uniform numbers of some chains, counted from ``first`` on.
 
     Parameters
     ----------

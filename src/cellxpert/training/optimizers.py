@@ -12,14 +12,27 @@ from cellxpert.config import TrainingConfig
 __all__ = ["build_optimizer", "learning_rate_factor", "parameter_groups"]
 
 
-def parameter_groups(network: nn.Module, *, weight_decay: float) -> list[dict[str, object]]:
+INTERVENTION_PACE = 0.1
+"""Learning rate of what interventions do, relative to the others': it begins at the observed effects."""
+
+
+def parameter_groups(network: nn.Module, *, weight_decay: float, learning_rate: float) -> list[dict[str, object]]:
     """Split trainable parameters: matrices decay; norms, biases, embeddings and per-feature tables do not."""
     tables = {id(m.weight) for m in network.modules() if isinstance(m, nn.Embedding)}
-    decayed, free = [], []
-    for parameter in network.parameters():
-        if parameter.requires_grad:
+    decayed, free, slow = [], [], []
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if ".intervention." in name:
+            slow.append(parameter)
+        else:
             (free if parameter.ndim < 2 or id(parameter) in tables else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay, "lr": learning_rate},
+        {"params": free, "weight_decay": 0.0, "lr": learning_rate},
+        {"params": slow, "weight_decay": 0.0, "lr": INTERVENTION_PACE * learning_rate},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def learning_rate_factor(step: int, *, n_steps: int, warmup_fraction: float, final_fraction: float) -> float:
@@ -36,7 +49,7 @@ def build_optimizer(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Return AdamW and its schedule over ``n_steps`` optimiser steps."""
     optimizer = torch.optim.AdamW(
-        parameter_groups(network, weight_decay=config.weight_decay),
+        parameter_groups(network, weight_decay=config.weight_decay, learning_rate=config.learning_rate),
         lr=config.learning_rate,
         betas=(0.9, 0.98),
         fused=next(network.parameters()).device.type in {"cpu", "cuda"},  # one pass over the weights

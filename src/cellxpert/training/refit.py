@@ -1,9 +1,9 @@
-"""The label head at its optimum.
+"""Parts of a network that are fitted to their optimum after training: the label head, and how far features follow interventions.
 
 With the network fixed, the label head is a multinomial logistic regression on a cell's binned magnitudes and its vector: a
 convex problem, so that a solver finds what a few hundred steps of gradient descent do not.
 
-Shape suffixes: N cells, D width, V features, C labels.
+Shape suffixes: N cells, D width, V features, C labels, P conditions, K bins.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import numpy.typing as npt
 import torch
 from scipy import sparse
 
+from cellxpert.batch import Intervention
 from cellxpert.data.collate import Collator
 from cellxpert.data.loaders import inference_batches
+from cellxpert.data.perturbations import Assigned
+from cellxpert.data.tokens import Tokens
 from cellxpert.nn.network import Network
 
-__all__ = ["refit_label_head"]
+__all__ = ["refit_label_head", "refit_responses"]
 
 INVERSE_PENALTY = 0.1
 """scikit-learn's C, as in the baseline that the benchmarks compare with."""
@@ -73,3 +76,106 @@ def refit_label_head(
     head.magnitude.weight[: network.n_features, seen_C] = weight_CX[:, : network.n_features].T
     head.cell.weight[seen_C] = weight_CX[:, network.n_features :]
     head.cell.bias[seen_C] = torch.from_numpy(intercepts).float()
+
+
+MIN_CONDITIONS = 4
+"""Fewest perturbed genes from which responses are fitted."""
+SLOPES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+SLOPE_TOLERANCE = 0.05
+RESPONSE_SPREAD = 0.4
+"""Standard deviation of responses before any data, relative to their mean."""
+
+
+@torch.no_grad()
+def refit_responses(
+    network: Network,
+    tokens: Tokens,
+    *,
+    rows: npt.NDArray[np.int64],
+    assigned: Assigned,
+) -> None:
+    """Fit how far each feature follows genes that were never perturbed, in place.
+
+    What a gene says of a feature is a correlation: a feature upstream of it, or beside it, has one too and follows nothing.
+    Training cells tell: the observed effects of the perturbed genes on a feature are regressed on those carried over from what
+    the genes say, over conditions, by ridge regression towards one common slope. Conditions, not cells, are the sample: that
+    the model is wrong about a gene is not averaged out by more of its cells.
+
+    Parameters
+    ----------
+    network
+        The network, in evaluation mode on the CPU.
+    tokens
+        Tokens of the cells, without the genes that were set.
+    rows
+        Training cells.
+    assigned
+        Genes that were set in each cell.
+    """
+    factors = network.factors
+    if factors is None or factors.intervention is None:
+        return
+    single = (assigned.dose_NI != 0).sum(axis=1) == 1
+    gene_N = np.where(single, assigned.feature_NI[:, 0], -1)
+    genes = np.unique(gene_N[rows][gene_N[rows] >= 0])
+    if len(genes) < MIN_CONDITIONS:
+        return
+    level_MK = factors.level_MK.numpy().astype(np.float64)
+    modality_V = factors.modality_V.numpy()
+    value = level_MK[modality_V[tokens.feature], tokens.bin]
+    level_NV = sparse.csr_matrix((value, tokens.feature, tokens.start), shape=(tokens.n_cells, network.n_features))
+
+    def mean(chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+        return np.asarray(level_NV[rows[chosen[rows]]].mean(axis=0)).ravel()
+
+    control_V = mean(~assigned.intervened)
+    observed_PV = np.stack([mean(gene_N == g) - control_V for g in genes])
+    dose_P = np.array([assigned.dose_NI[gene_N == g, 0].mean() for g in genes])
+    factors.intervention.response_V.fill_(1.0)  # an earlier fit is replaced, not refined
+    asked = network.blank_means(None)
+    plain_V = network.blank_means(_single(-1, dose=1.0)) - asked  # what any intervention does
+    carried_PV = np.stack(
+        [
+            (network.blank_means(_single(g, dose=d)) - asked - plain_V).numpy()
+            for g, d in zip(genes, dose_P, strict=True)
+        ]
+    ).astype(np.float64)
+    rest_PV = observed_PV - plain_V.numpy()
+    counted_PV = np.ones(rest_PV.shape, bool)
+    counted_PV[np.arange(len(genes)), genes] = False
+    carried_PV, rest_PV = carried_PV * counted_PV, rest_PV * counted_PV
+    slope = _slope(carried_PV, observed_PV * counted_PV, counted_PV)
+    carried_PV = slope * carried_PV
+    off_PV = (rest_PV - carried_PV) * counted_PV
+    noise_V = (off_PV**2).sum(axis=0) / np.maximum(counted_PV.sum(axis=0) - 1, 1) + 1e-8
+    gain_V = (carried_PV * off_PV).sum(axis=0) / ((carried_PV**2).sum(axis=0) + noise_V / RESPONSE_SPREAD**2)
+    factors.intervention.response_V.copy_(torch.from_numpy(slope * np.clip(1 + gain_V, 0.0, 2.0)))
+
+
+def _slope(
+    carried_PV: npt.NDArray[np.float64], observed_PV: npt.NDArray[np.float64], counted_PV: npt.NDArray[np.bool_]
+) -> float:
+    """Choose how strongly effects are carried over: what correlates best with those observed, the other conditions' mean added.
+
+    Least squares would choose less: what is carried over is itself estimated, and its noise attenuates a slope. Of strengths that
+    correlate about equally well the largest tells conditions apart best.
+    """
+    n_conditions = len(observed_PV)
+    others_PV = (observed_PV.sum(axis=0) - observed_PV) / (n_conditions - 1)
+    scores = []
+    for slope in SLOPES:
+        found = [
+            np.corrcoef((usual + slope * carried)[counted], observed[counted])[0, 1]
+            for usual, carried, observed, counted in zip(others_PV, carried_PV, observed_PV, counted_PV, strict=True)
+        ]
+        scores.append(np.nan_to_num(np.mean(found), nan=-1.0))
+    best = np.array(scores) >= max(scores) - SLOPE_TOLERANCE * abs(max(scores))
+    return float(np.max(np.array(SLOPES)[best]))
+
+
+def _single(gene: int, *, dose: float) -> Intervention:
+    """One gene that no training cell was perturbed in, as far as the network is told."""
+    none = torch.full((1, 1), -1)
+    return Intervention(
+        feature_BI=torch.tensor([[int(gene)]]), target_BI=none, dose_BI=torch.tensor([[dose]]).float(), before=True
+    )

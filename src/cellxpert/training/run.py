@@ -13,26 +13,33 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 
 from cellxpert.batch import IGNORE
 from cellxpert.config import ModelConfig, TrainingConfig
 from cellxpert.data.cells import Cells
 from cellxpert.data.collate import Collator
-from cellxpert.data.components import MAX_COMPONENTS, principal_components
-from cellxpert.data.frequencies import log_bin_frequencies
 from cellxpert.data.loaders import CellDataModule
+from cellxpert.data.perturbations import Assigned, Perturbations, without_targets
 from cellxpert.data.splits import PARTS, column_split, group_split, names_parts, random_split, stratified_split
 from cellxpert.data.tokens import Tokens, tokenize
 from cellxpert.data.vocabulary import Vocabulary
-from cellxpert.errors import CellxPertWarning, ConfigError, SplitError
-from cellxpert.nn.cell import magnitude_scale
+from cellxpert.errors import CellxPertWarning, ConfigError, ControlError, SplitError
 from cellxpert.nn.network import Network
 from cellxpert.training.fit import RunConfig, fit
 from cellxpert.training.objectives import class_weights
-from cellxpert.training.refit import refit_label_head
+from cellxpert.training.refit import refit_label_head, refit_responses
+from cellxpert.training.start import start_from_data
 
-__all__ = ["Learned", "TrainArguments", "split_cells", "train_network"]
+__all__ = [
+    "Learned",
+    "TrainArguments",
+    "classes_of",
+    "learn",
+    "perturbations_of",
+    "split_cells",
+    "train_network",
+    "unlearned",
+]
 
 MIN_EPOCHS = 3
 """Fewest epochs of a run that is not told their number."""
@@ -76,6 +83,7 @@ class Learned:
     labels: tuple[str, ...]
     history: pd.DataFrame
     split: pd.Series
+    perturbations: Perturbations | None = None
 
 
 def train_network(
@@ -102,59 +110,138 @@ def train_network(
         If validation or test cells have labels that no training cell has.
     """
     labels = cells.labels()
-    split = split_cells(cells, labels, arguments, seed=seed) if previous is None else previous.split
+    if previous is not None:
+        return learn(
+            cells,
+            config,
+            arguments,
+            network=previous.network,
+            vocabulary=previous.vocabulary,
+            classes=previous.labels,
+            perturbations=previous.perturbations,
+            split=previous.split,
+            seed=seed,
+            fresh=False,
+            history=previous.history,
+        )
+    split = split_cells(cells, labels, arguments, seed=seed)
+    train_rows = np.flatnonzero(split.to_numpy() == "train")
+    vocabulary = Vocabulary.fit(cells, config.tokens, train_rows=train_rows)
+    classes = classes_of(labels, train_rows, cells.setup.unlabeled_category)
+    if text := unlearned(labels, classes, cells.setup.unlabeled_category):
+        warnings.warn(text, CellxPertWarning, stacklevel=3)  # the caller of CellxPert.train
+    perturbations = perturbations_of(cells, train_rows, config)
+    network = Network.from_config(
+        config,
+        feature_modality=vocabulary.role_of_feature.tolist(),
+        n_labels=len(classes),
+        n_targets=0 if perturbations is None else len(perturbations.targets),
+        seed=seed,
+    )
+    return learn(
+        cells,
+        config,
+        arguments,
+        network=network,
+        vocabulary=vocabulary,
+        classes=classes,
+        perturbations=perturbations,
+        split=split,
+        seed=seed,
+        fresh=True,
+    )
+
+
+def learn(
+    cells: Cells,
+    config: ModelConfig,
+    arguments: TrainArguments,
+    *,
+    network: Network,
+    vocabulary: Vocabulary,
+    classes: tuple[str, ...],
+    perturbations: Perturbations | None,
+    split: pd.Series,
+    seed: int,
+    fresh: bool,
+    history: pd.DataFrame | None = None,
+) -> Learned:
+    """Train a network on the training cells of a split.
+
+    Parameters
+    ----------
+    cells, config, arguments
+        As in :func:`train_network`.
+    network
+        The network, trained in place.
+    vocabulary, classes, perturbations
+        Its features, labels, and what it can learn of perturbed cells.
+    split
+        Which of ``PARTS`` each cell is in.
+    seed
+        Seed of what a fresh network starts from.
+    fresh
+        Whether the network starts from the training cells' frequencies, components and factors.
+    history
+        Metrics of earlier epochs.
+    """
     rows = {part: np.flatnonzero(split.to_numpy() == part) for part in PARTS}
     if arguments.early_stopping and not len(rows["validation"]):
         raise ConfigError("train(early_stopping=True)", found="no validation cells", fix="pass train_size=0.9")
-    if previous is None:
-        vocabulary = Vocabulary.fit(cells, config.tokens, train_rows=rows["train"])
-        classes = _classes(labels, rows["train"], cells.setup.unlabeled_category)
-        if text := _unlearned(labels, classes, cells.setup.unlabeled_category):
-            warnings.warn(text, CellxPertWarning, stacklevel=3)  # the caller of CellxPert.train
-        network = Network.from_config(
-            config, feature_modality=vocabulary.role_of_feature.tolist(), n_labels=len(classes), seed=seed
-        )
-    else:
-        vocabulary, classes, network = previous.vocabulary, previous.labels, previous.network
-    tokens = tokenize(cells, vocabulary, config.tokens)
-    if previous is None:
-        _start_from_data(network, tokens, rows["train"], seed=seed)
-    codes = None
-    if classes:
-        assert labels is not None
+    tokens, assigned = tokenize(cells, vocabulary, config.tokens), None
+    conditions = cells.conditions()
+    if perturbations is not None and conditions is not None:
+        assigned = perturbations.assign(conditions, vocabulary)
+        tokens = without_targets(tokens, assigned)
+    if fresh:
+        start_from_data(network, vocabulary, tokens, rows=rows["train"], assigned=assigned, seed=seed)
+    labels, codes = cells.labels(), None
+    if classes and labels is not None:
         code = pd.Categorical(labels, categories=list(classes)).codes.astype(np.int64)
         codes = np.where(code < 0, IGNORE, code)
     settings = arguments.settings(config.training, n_train=len(rows["train"]))
-    history = _run(
+    told = _run(
         network,
         tokens,
         rows=rows,
         codes=codes,
+        assigned=assigned,
         config=config,
         settings=settings,
         arguments=arguments,
         fingerprint=_fingerprint(config, settings, vocabulary, classes, split, arguments),
     )
-    if previous is not None:
-        history.index = history.index + len(previous.history)
-        history = pd.concat([previous.history, history])
-    return Learned(network=network, vocabulary=vocabulary, labels=classes, history=history, split=split)
+    if history is not None:
+        told.index = told.index + len(history)
+        told = pd.concat([history, told])
+    return Learned(
+        network=network,
+        vocabulary=vocabulary,
+        labels=classes,
+        history=told,
+        split=split,
+        perturbations=perturbations,
+    )
 
 
-def _start_from_data(network: Network, tokens: Tokens, rows: npt.NDArray[np.int64], *, seed: int) -> None:
-    """Let answers start at the training cells' frequencies of bins, and cell vectors at their principal components."""
-    frequencies = log_bin_frequencies(tokens, rows, n_bins=network.n_bins)
-    network.set_bin_prior(torch.from_numpy(frequencies))
-    if network.config.pooling == "mean":
-        usual_V, vector_VN = principal_components(
-            tokens,
-            rows,
-            modality_V=network.embedding.feature_modality[:-1].numpy(),
-            scale_K=magnitude_scale(network.n_bins).double().numpy(),
-            max_components=min(network.config.width, MAX_COMPONENTS),
-            seed=seed,
+def perturbations_of(cells: Cells, train_rows: npt.NDArray[np.int64], config: ModelConfig) -> Perturbations | None:
+    """Conditions of the training cells, if the setup names a column and some are perturbed."""
+    conditions, setup = cells.conditions(), cells.setup
+    if conditions is None:
+        return None
+    seen = conditions.iloc[train_rows]
+    if not (seen == setup.control_category).any():
+        raise ControlError(
+            f"obs[{setup.perturbation_key!r}]",
+            found=f"no training cell is {setup.control_category!r}",
+            fix="leave control cells among the training cells",
         )
-        network.cell.start_from(torch.from_numpy(usual_V), torch.from_numpy(vector_VN))
+    if (seen == setup.control_category).all():
+        return None
+    if not config.network.n_factors:
+        found = "0, and perturbed cells to learn from"
+        raise ConfigError("NetworkConfig.n_factors", found=found, fix="pass config=preset(...).replace(n_factors=64)")
+    return Perturbations.fit(list(seen), control=setup.control_category, kind=setup.perturbation_type)
 
 
 def _run(
@@ -163,6 +250,7 @@ def _run(
     *,
     rows: dict[str, npt.NDArray[np.int64]],
     codes: npt.NDArray[np.int64] | None,
+    assigned: Assigned | None,
     config: ModelConfig,
     settings: TrainingConfig,
     arguments: TrainArguments,
@@ -178,6 +266,8 @@ def _run(
         zeros=config.tokens.zeros,
         shuffle_positions=config.network.position,
         whole=settings.cell_weight > 0,
+        assigned=assigned,
+        blank=0.0 if assigned is None else settings.blank,
     )
     data = CellDataModule(
         collator,
@@ -206,6 +296,8 @@ def _run(
     history = fit(network, data, settings, weight_C=weight_C, run=run)
     if codes is not None and config.network.label_gradient == 0:
         refit_label_head(network, collator, rows=rows["train"], codes=codes, label_loss=settings.label_loss)
+    if assigned is not None:
+        refit_responses(network, tokens, rows=rows["train"], assigned=assigned)
     return history
 
 
@@ -237,14 +329,14 @@ def split_cells(cells: Cells, labels: pd.Series | None, arguments: TrainArgument
     return split
 
 
-def _classes(labels: pd.Series | None, train_rows: npt.NDArray[np.int64], unlabeled_category: str) -> tuple[str, ...]:
+def classes_of(labels: pd.Series | None, train_rows: npt.NDArray[np.int64], unlabeled_category: str) -> tuple[str, ...]:
     """Labels that occur among the training cells, sorted."""
     if labels is None:
         return ()
     return tuple(sorted(set(labels.iloc[train_rows]) - {unlabeled_category}))
 
 
-def _unlearned(labels: pd.Series | None, classes: tuple[str, ...], unlabeled_category: str) -> str:
+def unlearned(labels: pd.Series | None, classes: tuple[str, ...], unlabeled_category: str) -> str:
     """What to say of labels that no training cell has; empty if there are none."""
     if labels is None:
         return ""

@@ -1,0 +1,238 @@
+"""Between the user's object and a trained model: cells are read and become tokens, results are written and recorded.
+
+Letters: N cells, D width.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from anndata import AnnData
+from mudata import MuData
+
+from cellxpert import keys
+from cellxpert.checkpoint import TrainedState, weights_hash
+from cellxpert.data import setup as setups
+from cellxpert.data.cells import Cells
+from cellxpert.data.collate import Collator
+from cellxpert.data.obs import as_categories
+from cellxpert.data.perturbations import without_targets
+from cellxpert.data.record import Setup
+from cellxpert.data.tokens import Tokens, tokenize
+from cellxpert.data.write import record, require_writable, write_layer, write_obs, write_obsm
+from cellxpert.errors import CellxPertWarning, NoLabelsError
+from cellxpert.nn.network import Network
+from cellxpert.tasks.annotate import Annotation
+from cellxpert.tasks.response import PerturbResult
+from cellxpert.tasks.screens import Asked, Subjects
+
+__all__ = [
+    "collate",
+    "describe",
+    "on_cpu",
+    "progress",
+    "read",
+    "require_labels",
+    "subjects_of",
+    "write_annotation",
+    "write_perturbation",
+]
+
+Data = AnnData | MuData
+
+
+def read(state: TrainedState, data: Data, *, setup: Setup, call: str, inplace: bool, own: bool) -> Tokens:
+    """Check an object in full, and turn its cells into tokens.
+
+    Parameters
+    ----------
+    state
+        The model.
+    data
+        The object.
+    setup
+        The model's setup, for what the object does not say itself.
+    call
+        Name of the method that reads, for messages.
+    inplace
+        Whether the method will write into the object.
+    own
+        Whether the object is the one that the model was made with, whose findings were told at its setup.
+
+    Warns
+    -----
+    CellxPertWarning
+        To the caller of the method: what the checks found, and cells of which nothing is read.
+    """
+    setup = replace(setups.query_setup(setup, data), batch_key=None, labels_key=None)
+    if inplace:
+        require_writable(data, f"{call}(inplace=True)")
+    notes = setups.validate(data, setup)
+    for note in () if own else notes:
+        warnings.warn(note, CellxPertWarning, stacklevel=4)
+    tokens = tokenize(Cells.open(data, setup), state.vocabulary, state.config.tokens)
+    if n_empty := int((tokens.lengths == 0).sum()):
+        text = f"{n_empty} of {tokens.n_cells} cells have no counts in the model's features; their results mean nothing"
+        warnings.warn(text, CellxPertWarning, stacklevel=4)
+    return tokens
+
+
+def require_labels(state: TrainedState) -> None:
+    """Raise ``NoLabelsError`` unless the model learned labels."""
+    if state.labels:
+        return
+    key, nothing = state.setup.labels_key, state.setup.unlabeled_category
+    found, fix = "the model was trained without labels", "set up a labels_key, and train"
+    if key is not None:
+        found = f"every cell that the model was trained on is {nothing!r} in obs[{key!r}]"
+        fix = "label some of these cells, set up the object again, and train"
+    raise NoLabelsError("annotate", found=found, fix=fix)
+
+
+def collate(state: TrainedState, tokens: Tokens) -> Collator:
+    """Return the maker of the model's batches."""
+    return Collator(
+        tokens,
+        n_features=state.vocabulary.n_features,
+        n_bins=state.vocabulary.n_bins,
+        zeros=state.config.tokens.zeros,
+        shuffle_positions=state.config.network.position,
+        seed=state.seed,
+    )
+
+
+def subjects_of(
+    state: TrainedState, cells: Cells, tokens: Tokens, *, groupby: str | None, split: pd.Series | None
+) -> Subjects:
+    """Say what is known of each cell that a perturbation starts from or is compared with.
+
+    Parameters
+    ----------
+    state, cells, tokens
+        The model, the object's cells, and their tokens.
+    groupby
+        Column with the groups.
+    split
+        Part of each cell, if the model was trained on this object: only training cells are compared with.
+    """
+    conditions = cells.conditions()
+    if conditions is not None and state.perturbations is not None:
+        tokens = without_targets(tokens, state.perturbations.assign(conditions, state.vocabulary))
+    return Subjects(
+        collator=collate(state, tokens),
+        names=[str(name) for name in cells.obs_names],
+        control=cells.setup.control_category,
+        condition=None if conditions is None else list(conditions),
+        known=None if split is None else (split == "train").to_numpy(),
+        group=None if groupby is None else list(as_categories(cells.obs(groupby), key=groupby)),
+    )
+
+
+def on_cpu(network: Network) -> Network:
+    """Return the network, or a copy of it, where chains are run."""
+    device = next(network.parameters()).device
+    return network if device.type == "cpu" else copy.deepcopy(network).to("cpu")
+
+
+@contextlib.contextmanager
+def progress(name: str, total: int, *, show: bool) -> Iterator[Callable[[], None]]:
+    """Show how many of a number of steps are done, on a terminal or in a notebook; gives what to call after each."""
+    from tqdm.auto import tqdm
+
+    with tqdm(total=total, desc=name, disable=None if show else True) as bar:
+        yield lambda: bar.update()
+
+
+def describe(state: TrainedState, tokens: Tokens, *, started: float, device: str) -> dict[str, Any]:
+    """Return plain values that say how a result came about."""
+    from importlib.metadata import version
+
+    return {
+        "version": version("cellxpert"),
+        "weights_hash": weights_hash(state.network),
+        "vocabulary_hash": state.vocabulary.hash(),
+        "seed": state.seed,
+        "feature_overlap": float(tokens.measured_features.any(axis=0).mean()),
+        "device": device,
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+def write_annotation(data: Data, result: Annotation, *, key: str, entry: dict[str, Any]) -> None:
+    """Write labels, their confidence and probabilities, and the record of the call."""
+    labels = pd.Series(pd.Categorical(result.labels.astype(str)), index=data.obs_names)
+    write_obs(data, key, labels)
+    write_obs(data, keys.confidence_key(key), pd.Series(result.confidence, index=data.obs_names))
+    write_obsm(data, keys.proba_key(key), result.probabilities)
+    record(data, "annotate", key=key, entry=entry)
+
+
+def write_perturbation(
+    data: Data,
+    cells: Cells,
+    result: PerturbResult,
+    *,
+    asked: Asked,
+    state: TrainedState,
+    key: str,
+    entry: dict[str, Any],
+) -> None:
+    """Write the tables and the record of the call; for one perturbation also its predicted cells, NaN elsewhere.
+
+    What an earlier call wrote under the key goes, so that the tables and the cells belong together.
+    """
+    if key in data.uns.get(keys.INFO, {}).get("perturb", {}):
+        _forget(data, cells, key)
+    tables = {name: getattr(result, name) for name in ("table", "conditions", "baselines")}
+    settings = {name: value for name, value in asdict(asked.settings).items() if value is not None}
+    arguments = {
+        "genes": list(result.perturbations),
+        "n_steps": int(asked.n_steps),
+        "n_chains": int(result.conditions["n_chains"].iloc[0]),
+        "seed": asked.seed,
+        "steering": settings,
+    }
+    # readers of HDF5 and Zarr want text as index
+    tables = {name: table.set_axis(table.index.astype(str)) for name, table in tables.items()}
+    record(data, "perturb", key=key, entry=entry | arguments | tables)
+    if len(result.perturbations) > 1 or "rna" not in cells.roles:
+        return
+    index, conditions = pd.Index(data.obs_names.astype(str)), list(result.expression)
+    row_N = np.concatenate([index.get_indexer(list(result.cells[c])) for c in conditions])
+
+    def stacked(part: str) -> npt.NDArray[np.float32]:
+        return np.concatenate([getattr(result, part)[c]["perturbed"] for c in conditions])
+
+    latent_ND = stacked("latent")
+    vectors = np.full((cells.n_cells, latent_ND.shape[1]), np.nan, np.float32)
+    vectors[row_N] = latent_ND
+    write_obsm(data, keys.perturbed_latent_key(key), vectors)
+    matched = state.vocabulary.match(cells, "rna")
+    column_V = np.full(state.vocabulary.n_features, -1)
+    column_V[matched[matched >= 0]] = np.flatnonzero(matched >= 0)
+    offset = state.vocabulary.offset("rna")
+    write_layer(
+        data,
+        key,
+        stacked("expression"),
+        modality=cells.setup.modality("rna").name,
+        rows=cells.rows("rna")[row_N],
+        columns=column_V[offset : offset + len(result.genes)],
+    )
+
+
+def _forget(data: Data, cells: Cells, key: str) -> None:
+    """Remove the predicted cells of an earlier call."""
+    for part in (data, *(data.mod.values() if isinstance(data, MuData) else ())):
+        part.obsm.pop(keys.perturbed_latent_key(key), None)
+    if "rna" in cells.roles:
+        cells.adata("rna").layers.pop(key, None)

@@ -1,0 +1,263 @@
+"""A factor model inside the network: what any set of visible magnitudes says about any feature, and what an intervention does.
+
+Attention has to discover from scratch which features go together; a factor model starts from it. Magnitudes, standardised,
+are x = loading z + noise with z ~ N(0, 1). Every visible magnitude adds evidence on z, so that for each query
+
+    z = (sum of read(i) e_i + prior) / (1 + sum of read(i)^2),    e_i = (magnitude - usual magnitude) * scale,
+
+over the features i that it sees: the posterior mean, with its precision taken as diagonal. The answer tilts the query's usual
+distribution over bins: logits += <answer, z> * magnitude of the bin + <zero, z> for bin 0. It starts at the training cells'
+principal components (:meth:`Factors.start_from`) and is trained with the rest. Sums over what is visible, of functions of
+(feature, bin) alone: queries and values stay isolated from one another, as in :mod:`cellxpert.nn.decoder`.
+
+An intervention shifts answers by what was learned of its genes; of genes that were never perturbed, by the z that their absence
+means, which moves z itself (times how far each feature responds: what regulates a gene does not follow it).
+It acts where the context was read before it (abduction, action, prediction) or shows nothing; a context that was read after it
+says what it did. Visible values are compared with what they are expected to be after it.
+
+Shape suffixes: B cells, T tokens, H hidden features, P patterns, Q queries, M movable values or modalities (at the levels),
+V features, K bins, R factors, S directions of effects of perturbed genes, I interventions of a cell, G targets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cellxpert.batch import Batch, Intervention
+from cellxpert.nn.attention import Layout
+from cellxpert.nn.cell import magnitude_scale
+
+__all__ = ["Evidence", "Factors"]
+
+N_CODES = 32
+"""Directions in which effects of perturbed genes differ."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What is known of the factors of each cell, before any movable value is seen."""
+
+    sum_BR: Tensor
+    """Sum of read * e over the context."""
+    precision_BR: Tensor
+    """Sum of read^2 over the context."""
+    carried_BR: Tensor | None = None
+    """Shift of z by genes that were never perturbed, times the precision that it is compared with; None: no intervention."""
+    code_BS: Tensor | None = None
+    """Sum of the codes of the perturbed genes, times their doses."""
+    pair_BS: Tensor | None = None
+    """Products of the codes of any two genes set together."""
+    intervened_B: Tensor | None = None
+    """1 for cells with an intervention that acts, else 0."""
+
+    def rows(self, index_N: Tensor) -> Evidence:
+        """Evidence of chosen cells, in this order, with repetition."""
+        return Evidence(**{name: None if x is None else x[index_N] for name, x in vars(self).items()})
+
+
+class Factors(nn.Module):
+    """See the module.
+
+    Parameters
+    ----------
+    modality_V
+        Modality of each feature.
+    n_bins
+        Number of bins.
+    n_factors
+        Number of factors R.
+    n_targets
+        Number of genes G that were perturbed in training cells; 0 leaves the intervention's part out.
+    """
+
+    level_MK: Tensor
+    centre_V: Tensor
+    scale_V: Tensor
+    modality_V: Tensor
+
+    def __init__(self, modality_V: Tensor, *, n_bins: int, n_factors: int, n_targets: int = 0) -> None:
+        super().__init__()
+        n_features, n_modalities = len(modality_V), int(modality_V.max()) + 1
+        self.read = nn.Embedding(n_features, n_factors)
+        self.answer = nn.Embedding(n_features, n_factors)
+        self.zero = nn.Embedding(n_features, n_factors)
+        self.intervention = _Intervention(n_features, n_targets) if n_targets else None
+        self.register_buffer("level_MK", magnitude_scale(n_bins).expand(n_modalities, -1).clone())
+        self.register_buffer("centre_V", torch.zeros(n_features))
+        self.register_buffer("scale_V", torch.ones(n_features))
+        self.variance_V: Tensor
+        self.register_buffer("variance_V", torch.ones(n_features))
+        self.register_buffer("modality_V", modality_V, persistent=False)
+
+    @torch.no_grad()
+    def start_from(
+        self, *, level_MK: Tensor, centre_V: Tensor, deviation_V: Tensor, loading_VR: Tensor, unique_V: Tensor
+    ) -> None:
+        """Set bins' magnitudes, and begin at a factor model of the training cells.
+
+        Parameters
+        ----------
+        level_MK
+            Magnitude that each bin stands for.
+        centre_V, deviation_V
+            Mean and standard deviation of each feature's magnitude.
+        loading_VR
+            Loadings of the standardised magnitudes; missing factors stay 0.
+        unique_V
+            Variance that the factors leave, of a total of 1.
+        """
+        self.level_MK.copy_(level_MK)
+        self.centre_V.copy_(centre_V)
+        self.scale_V.copy_(1 / (deviation_V * unique_V.sqrt()))
+        self.variance_V.copy_(deviation_V**2)
+        n = loading_VR.shape[1]
+        for table in (self.read, self.answer, self.zero):
+            table.weight.zero_()
+        self.read.weight[:, :n] = loading_VR / unique_V.sqrt()[:, None]
+        # tilting a distribution by s * magnitude moves its mean by s * variance
+        self.answer.weight[:, :n] = loading_VR / deviation_V[:, None]
+
+    def levels(self, feature_N: Tensor) -> Tensor:
+        """Magnitudes of all bins of features, (..., K)."""
+        return self.level_MK[self.modality_V[feature_N.clamp(min=0)]]
+
+    def deviations(self, feature_N: Tensor, bin_N: Tensor) -> Tensor:
+        """Return e of (feature, bin) pairs; features below 0 give some number that the caller masks."""
+        feature_N = feature_N.clamp(min=0)
+        level_N = self.level_MK[self.modality_V[feature_N], bin_N.clamp(min=0)]
+        return (level_N - self.centre_V[feature_N]) * self.scale_V[feature_N]
+
+    def evidence(self, batch: Batch, layout: Layout, *, feature_T: Tensor, bin_T: Tensor) -> Evidence:
+        """Sum up what the context says: its tokens, and the zeros among the features that were measured and are not hidden."""
+        n_cells, n_features = len(layout.start_B), len(self.centre_V)
+        read_VR = self.read.weight
+        real_T = feature_T < n_features  # not [CLS]
+        feature_T, bin_T, cell_T = feature_T[real_T], bin_T[real_T], layout.cell_T[real_T]
+        e_T = self.deviations(feature_T, bin_T)
+        sum_BR = read_VR.new_zeros(n_cells, read_VR.shape[1])
+        precision_BR = sum_BR.clone()
+        if batch.measured_PV is not None and batch.pattern_B is not None:
+            zeros_V = self.deviations(torch.arange(n_features, device=feature_T.device), bin_T.new_zeros(n_features))
+            e_T = e_T - zeros_V[feature_T]
+            shown_PV = batch.measured_PV.to(read_VR.dtype)
+            sum_BR = sum_BR + (shown_PV * zeros_V @ read_VR)[batch.pattern_B]
+            precision_BR = precision_BR + (shown_PV @ read_VR**2)[batch.pattern_B]
+            if batch.hidden_feature_H is not None and batch.hidden_cell_H is not None:
+                hidden_HR = self.read(batch.hidden_feature_H)
+                sum_BR = sum_BR.index_add(0, batch.hidden_cell_H, -zeros_V[batch.hidden_feature_H, None] * hidden_HR)
+                precision_BR = precision_BR.index_add(0, batch.hidden_cell_H, -(hidden_HR**2))
+            sum_BR = sum_BR.index_add(0, cell_T, e_T[:, None] * self.read(feature_T))
+        else:
+            token_TR = self.read(feature_T)
+            sum_BR = sum_BR.index_add(0, cell_T, e_T[:, None] * token_TR)
+            precision_BR = precision_BR.index_add(0, cell_T, token_TR**2)
+        if batch.blank_B is not None:
+            sum_BR, precision_BR = (x.masked_fill(batch.blank_B[:, None], 0.0) for x in (sum_BR, precision_BR))
+        evidence = Evidence(sum_BR=sum_BR, precision_BR=precision_BR.clamp(min=0))
+        if batch.intervention is None or self.intervention is None:
+            return evidence
+        return self.intervene(evidence, batch.intervention, blank_B=batch.blank_B)
+
+    def intervene(self, evidence: Evidence, intervention: Intervention, *, blank_B: Tensor | None = None) -> Evidence:
+        """Return the evidence of cells in which genes are set from outside; ``blank_B``: those whose context shows nothing."""
+        assert self.intervention is not None
+        feature_BI, target_BI, dose_BI = intervention.feature_BI, intervention.target_BI, intervention.dose_BI
+        acts_B = dose_BI.new_ones(len(dose_BI))
+        if not intervention.before:
+            acts_B = acts_B * 0 if blank_B is None else blank_B.to(dose_BI.dtype)
+        dose_BI = dose_BI * acts_B[:, None]
+        zero_BI = self.deviations(feature_BI, torch.zeros_like(feature_BI))
+        read_BIR = self.read(feature_BI.clamp(min=0))
+        absent_BIR = read_BIR * zero_BI[..., None] / (1 + (read_BIR**2).sum(-1, keepdim=True))
+        unseen_BI = (feature_BI >= 0) & (target_BI < 0)
+        carried_BR = -(dose_BI[..., None] * absent_BIR * unseen_BI[..., None]).sum(1)
+        code_BIS = self.intervention.code(target_BI.clamp(min=0)) * (target_BI >= 0)[..., None]
+        if intervention.code_BIS is not None:
+            code_BIS = code_BIS + intervention.code_BIS
+        code_BIS = -dose_BI[..., None] * code_BIS  # codes are those of knock-outs, whose dose is -1
+        code_BS = code_BIS.sum(1)
+        return Evidence(
+            sum_BR=evidence.sum_BR,
+            precision_BR=evidence.precision_BR,
+            carried_BR=carried_BR * (1 + evidence.precision_BR),
+            code_BS=code_BS,
+            pair_BS=(code_BS**2 - (code_BIS**2).sum(1)) / 2,
+            intervened_B=(dose_BI != 0).any(1).to(dose_BI.dtype),
+        )
+
+    def shift(self, query_BQ: Tensor, evidence: Evidence) -> Tensor:
+        """Return the tilt (B, Q) by what was learned of the perturbed genes."""
+        part = self.intervention
+        assert part is not None
+        code_BQ = (part.direct(query_BQ) * evidence.code_BS[:, None]).sum(-1)
+        pair_BQ = (part.pair(query_BQ) * evidence.pair_BS[:, None]).sum(-1)
+        return code_BQ + pair_BQ + part.usual(query_BQ)[..., 0] * evidence.intervened_B[:, None]
+
+    def expected(self, value_feature_BM: Tensor, evidence: Evidence) -> Tensor | None:
+        """Return what e of values is expected to be after the intervention, beside z, (B, M); None without one."""
+        if evidence.code_BS is None:
+            return None
+        feature_BM = value_feature_BM.clamp(min=0)
+        return self.shift(feature_BM, evidence) * self.variance_V[feature_BM] * self.scale_V[feature_BM]
+
+    def forward(
+        self,
+        query_BQ: Tensor,
+        evidence: Evidence,
+        *,
+        value_feature_BM: Tensor | None = None,
+        value_bin_BM: Tensor | None = None,
+        visible_BQM: Tensor | None = None,
+    ) -> Tensor:
+        """Return what is added to the logits, (B, Q, K)."""
+        sum_BQR, precision_BQR = evidence.sum_BR[:, None], evidence.precision_BR[:, None]
+        if value_feature_BM is not None and value_bin_BM is not None and visible_BQM is not None:
+            read_BMR = self.read(value_feature_BM.clamp(min=0))
+            seen_BQM = visible_BQM.to(read_BMR.dtype) * (value_feature_BM >= 0)[:, None]
+            e_BM = self.deviations(value_feature_BM, value_bin_BM)
+            if (expected_BM := self.expected(value_feature_BM, evidence)) is not None:
+                e_BM = e_BM - expected_BM
+            sum_BQR = sum_BQR + seen_BQM @ (e_BM[..., None] * read_BMR)
+            precision_BQR = precision_BQR + seen_BQM @ read_BMR**2
+        return self.tilt(query_BQ, evidence, sum_BQR=sum_BQR, precision_BQR=precision_BQR)
+
+    def tilt(self, query_BQ: Tensor, evidence: Evidence, *, sum_BQR: Tensor, precision_BQR: Tensor) -> Tensor:
+        """Return what is added to the logits, (B, Q, K), given the sums over context and visible values of each query."""
+        query_BQ = query_BQ.clamp(min=0)
+        answer_BQR, zero_BQR = self.answer(query_BQ), self.zero(query_BQ)
+        if evidence.carried_BR is not None:
+            response_BQ1 = self.intervention.response_V[query_BQ, None]
+            sum_BQR = sum_BQR + response_BQ1 * evidence.carried_BR[:, None]
+        z_BQR = sum_BQR / (1 + precision_BQR)
+        shift_BQ, zero_BQ = (answer_BQR * z_BQR).sum(-1), (zero_BQR * z_BQR).sum(-1)
+        if evidence.code_BS is not None:
+            shift_BQ = shift_BQ + self.shift(query_BQ, evidence)
+        at_zero_K = F.one_hot(query_BQ.new_zeros(()), self.level_MK.shape[1])
+        return shift_BQ[..., None] * self.levels(query_BQ) + zero_BQ[..., None] * at_zero_K
+
+
+class _Intervention(nn.Module):
+    """What setting genes from outside does."""
+
+    def __init__(self, n_features: int, n_targets: int) -> None:
+        super().__init__()
+        self.usual = nn.Embedding(n_features, 1)
+        self.code = nn.Embedding(n_targets, N_CODES)
+        self.direct = nn.Embedding(n_features, N_CODES)
+        self.pair = nn.Embedding(n_features, N_CODES)
+        # how far each feature follows genes that were never perturbed: fitted after training (see training/refit.py)
+        self.response_V: Tensor
+        self.register_buffer("response_V", torch.ones(n_features))
+
+    @torch.no_grad()
+    def start_from(self, *, usual_V: Tensor, code_GS: Tensor, direct_VS: Tensor, pair_VS: Tensor) -> None:
+        """Begin at effects that were observed; missing directions stay 0."""
+        n = code_GS.shape[1]
+        self.usual.weight.copy_(usual_V[:, None])
+        for table, values in ((self.code, code_GS), (self.direct, direct_VS), (self.pair, pair_VS)):
+            table.weight.zero_()
+            table.weight[:, :n] = values.to(table.weight)

@@ -1,0 +1,244 @@
+"""What was asked of :meth:`cellxpert.CellxPert.perturb`, checked in full before anything is computed.
+
+Letters: V features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cellxpert.config import SteeringConfig
+from cellxpert.data.perturbations import Perturbations
+from cellxpert.data.vocabulary import Vocabulary
+from cellxpert.errors import ConfigError, ControlError, FewCellsError, GeneError, InterventionError
+from cellxpert.nn.network import Network
+from cellxpert.tasks.arms import INDEPENDENT
+from cellxpert.tasks.bins import measured
+from cellxpert.tasks.interventions import Request, parse
+from cellxpert.tasks.reference import Observed
+from cellxpert.tasks.screens import Asked, Screen, Subjects
+
+__all__ = ["make_screen"]
+
+Ints = npt.NDArray[np.int64]
+N_CHAINS = 4
+MAX_CONDITIONS = 20_000
+"""Most perturbations times groups in one call."""
+MAX_STEPS = 1_000_000
+TARGETS = ("auto", "learned", "anchored", "predicted", "zero-shot")
+ANCHORED = frozenset({"anchored", "predicted"})
+
+
+def make_screen(
+    asked: Asked,
+    subjects: Subjects,
+    *,
+    network: Network,
+    vocabulary: Vocabulary,
+    perturbations: Perturbations | None,
+) -> Screen:
+    """Check what was asked, and put it into one form.
+
+    Parameters
+    ----------
+    asked
+        The arguments of the call.
+    subjects
+        The cells.
+    network, vocabulary, perturbations
+        The model: its network in evaluation mode on the CPU, its features, and what it has seen of perturbed cells.
+
+    Raises
+    ------
+    InterventionError, ConfigError
+        If something asked for means nothing, contradicts something else, or is too much.
+    GeneError
+        If a gene is unknown, not measured where that is needed, or nothing is known of what follows from it.
+    ControlError, FewCellsError
+        If there are no control cells, too few in a group, or no perturbed ones where they are needed.
+    """
+    target = _check_arguments(asked, trained=perturbations is not None)
+    if network.factors is None:
+        found = "a network without factors (n_factors=0)"
+        raise InterventionError("perturb", found=found, fix="train one with n_factors >= 1")
+    known = set(vocabulary.block("rna").names if "rna" in vocabulary.roles else ())
+    known |= set(() if perturbations is None else perturbations.targets)
+    known |= set(() if asked.embedding is None or perturbations is None else asked.embedding.index.astype(str))
+    default = "knockout" if perturbations is None else perturbations.kind
+    requests = parse(asked.genes, known=known, default=default, n_bins=network.n_bins)
+    job = Screen(
+        network=network,
+        vocabulary=vocabulary,
+        perturbations=perturbations,
+        subjects=subjects,
+        requests=requests,
+        groups=_groups(subjects, vocabulary, n_requests=len(requests), settings=asked.settings),
+        observed=_observed(subjects, vocabulary),
+        target=target,
+        kernel=_kernel(asked.settings, anchored=target in ANCHORED),
+        n_steps=int(asked.n_steps),
+        n_replicates=N_CHAINS if asked.n_chains is None else int(asked.n_chains),
+        asked=asked,
+    )
+    if target == "predicted" and job.observed is None:
+        raise ControlError(
+            "perturb(target='predicted')",
+            found="no perturbed cells to predict anchors from",
+            fix="call setup with perturbation_key= and train",
+        )
+    for request in requests:
+        _check_request(job, request)
+    return job
+
+
+def _check_arguments(asked: Asked, *, trained: bool) -> str:
+    """Check what needs no data, and return the target."""
+
+    def whole(x: object, most: int) -> bool:
+        return isinstance(x, int | np.integer) and not isinstance(x, bool) and 1 <= x <= most
+
+    if not whole(asked.n_steps, MAX_STEPS):
+        found, fix = repr(asked.n_steps), f"give a whole number, 1 to {MAX_STEPS:,}"
+        raise InterventionError("perturb(n_steps=)", found=found, fix=fix)
+    if asked.n_chains is not None and not whole(asked.n_chains, MAX_STEPS):
+        raise InterventionError("perturb(n_chains=)", found=repr(asked.n_chains), fix="give a whole number, at least 1")
+    if asked.target not in TARGETS:
+        raise InterventionError("perturb(target=)", found=repr(asked.target), fix=f"use one of {list(TARGETS)}")
+    if asked.target == "learned" and not trained:
+        raise ControlError(
+            "perturb(target='learned')",
+            found="a model that was trained without perturbed cells",
+            fix="use target='zero-shot', or set up perturbation_key= and train",
+        )
+    regulators = asked.regulators
+    named = isinstance(regulators, Mapping) and not any(isinstance(v, str) for v in regulators.values())
+    if regulators is not None and not named:
+        fix = "give a mapping from gene to a list of genes, e.g. {'JAK2': ['STAT1', 'IRF1']}"
+        raise InterventionError("perturb(regulators=)", found=repr(regulators)[:80], fix=fix)
+    _check_embedding(asked.embedding)
+    return asked.target if asked.target != "auto" else "learned" if trained else "zero-shot"
+
+
+def _check_embedding(embedding: pd.DataFrame | None) -> None:
+    if embedding is None:
+        return
+    where, twice = "perturb(target_embedding=)", []
+    if not isinstance(embedding, pd.DataFrame):
+        raise InterventionError(where, found=type(embedding).__name__, fix="give a DataFrame with one row per gene")
+    if not all(np.issubdtype(d, np.number) for d in embedding.dtypes) or not np.isfinite(embedding.to_numpy()).all():
+        raise InterventionError(where, found="values that are not finite numbers", fix="fill or drop them")
+    if twice := list(embedding.index[embedding.index.duplicated()].astype(str)):
+        raise InterventionError(where, found=f"{twice[:5]} in several rows", fix="keep one row per gene")
+
+
+def _kernel(settings: SteeringConfig, *, anchored: bool) -> str:
+    """Return the kernel, or say why the one asked for cannot sample the target."""
+    kernel, own_law = settings.kernel, settings.part == "joint" and settings.weight == 1 and not anchored
+    where = f"SteeringConfig(kernel={kernel!r})"
+    if not anchored and (settings.part == "none" or settings.weight == 0):
+        found = f"part={settings.part!r}, weight={settings.weight:g} where no anchors steer: every state is as probable"
+        raise ConfigError("SteeringConfig", found=found, fix="use part='joint' and weight=1, or target='anchored'")
+    if kernel == "auto":
+        return "ancestral" if own_law else "block"
+    if kernel in INDEPENDENT and not own_law:
+        found = "a target that has anchors, a weight or a pseudo-likelihood: draws from the joint are no sample of it"
+        raise ConfigError(where, found=found, fix="use kernel='auto'")
+    if kernel == "suffix" and settings.part != "joint":
+        raise ConfigError(where, found=f"part={settings.part!r}", fix="use part='joint' or kernel='block'")
+    if kernel == "tilted" and settings.distance == "histogram":
+        found = "distance='histogram', which is no sum over genes"
+        raise ConfigError(where, found=found, fix="use distance='bins' or kernel='block'")
+    return kernel
+
+
+def _groups(
+    subjects: Subjects, vocabulary: Vocabulary, *, n_requests: int, settings: SteeringConfig
+) -> dict[str, Ints]:
+    """Return the control cells of each group: those in which genes were measured."""
+    here = np.ones(len(subjects.names), bool)
+    if "rna" in vocabulary.roles:
+        first, n_genes = vocabulary.offset("rna"), len(vocabulary.block("rna").names)
+        here = subjects.collator.tokens.measured_features[:, first : first + n_genes].any(axis=1)
+        here = here[subjects.collator.tokens.pattern]
+    if subjects.condition is not None:
+        here &= np.asarray(subjects.condition, dtype=object) == subjects.control
+    if not here.any():
+        found = f"no cell is {subjects.control!r}" if subjects.condition is not None else "no cell with genes"
+        raise ControlError("perturb", found=found, fix="give an object with control cells whose genes were measured")
+    groups = {"all": np.flatnonzero(here)}
+    if subjects.group is not None:
+        group = np.asarray(subjects.group, dtype=object)
+        groups = {str(name): np.flatnonzero(here & (group == name)) for name in sorted(set(group))}
+    for name, rows in groups.items():
+        if len(rows) < settings.min_cells:
+            fix = "leave the group out"
+            fix += (
+                f", or pass SteeringConfig(min_cells={len(rows)})" if len(rows) else ": perturb(mdata=...) without it"
+            )
+            raise FewCellsError(f"perturb, group {name!r}", found=f"{len(rows)} control cells", fix=fix)
+    if (n := n_requests * len(groups)) > MAX_CONDITIONS:
+        cells = sum(min(len(rows), settings.n_cells) for rows in groups.values()) * n_requests
+        found = f"{n_requests:,} perturbations x {len(groups)} groups = {n:,} conditions, {cells:,} cells to predict"
+        raise InterventionError("perturb", found=found, fix=f"ask for at most {MAX_CONDITIONS:,} in one call")
+    return groups
+
+
+def _observed(subjects: Subjects, vocabulary: Vocabulary) -> Observed | None:
+    """Return the cells of known conditions, if any of them is perturbed."""
+    if subjects.condition is None:
+        return None
+    known = np.ones(len(subjects.names), bool) if subjects.known is None else subjects.known
+    found = Observed(
+        collator=subjects.collator,
+        condition=subjects.condition,
+        rows=np.flatnonzero(known),
+        control=subjects.control,
+        level_VK=vocabulary.decode(np.arange(vocabulary.n_features)[:, None], np.arange(vocabulary.n_bins)),
+    )
+    return found if found.perturbed and len(found.rows_of(found.control)) else None
+
+
+def _check_request(job: Screen, request: Request) -> None:
+    """Say why a perturbation cannot be predicted under the target, if so."""
+    where, features, trained = f"perturb({request.name!r})", job.features, job.perturbations is not None
+    own = job.own(request)
+    if len(set(own)) < len(own):
+        found = f"{list(request.genes)} are names of one gene"
+        raise InterventionError(where, found=found, fix="name each gene once")
+    lost = [g for g in request.genes if g not in features]
+    if job.target == "zero-shot":
+        rows = np.concatenate(list(job.groups.values()))
+        here_V = measured(job.collator, rows).any(axis=0)
+        if lost or (lost := [g for g in request.genes if not here_V[features[g]]]):
+            found = f"{lost} not measured in the control cells, so that they cannot be held at a value"
+            fix = "ask for genes that are among the model's features and in the object"
+            raise GeneError(where, found=found, fix=fix + (", or use target='learned'" if trained else ""))
+    elif any(b is not None for b in request.bins):
+        found = f"a bin, where {job.target!r} knows changes of expression only"
+        raise InterventionError(where, found=found, fix="give a fold, e.g. ('fold', 2.0), or use target='zero-shot'")
+    if job.target == "anchored" and (job.observed is None or not len(job.observed.rows_of(request.name))):
+        raise ControlError(
+            f"perturb({request.name!r}, target='anchored')",
+            found="no training cells of this condition to take anchors from",
+            fix="use target='predicted' or target='auto'",
+        )
+    if job.target == "predicted" and trained and not _usual(job, request):
+        found = "another dose than that of the perturbed cells, whose effects predict the anchors"
+        raise InterventionError(where, found=found, fix="leave the dose out, or use target='learned'")
+    if job.target != "anchored" and trained:
+        embedded = () if job.embedding is None else job.embedding.index
+        lost = [g for g in lost if g not in job.perturbations.targets and g not in embedded]
+        if lost:
+            found = f"{lost} never perturbed in training, and not among the model's features"
+            fix = "pass target_embedding= with a row for it (see cellxpert.metrics.gene_set_embedding)"
+            raise GeneError(where, found=found, fix=fix)
+
+
+def _usual(job: Screen, request: Request) -> bool:
+    """Whether genes are set as in the training cells."""
+    (plain,) = parse("+".join(request.genes), known=set(request.genes), default=job.perturbations.kind, n_bins=1)
+    return request.fold == plain.fold

@@ -1,0 +1,129 @@
+"""Training that goes on with a trained network on other cells: other labels, perturbed cells that it has never seen.
+
+Shape suffixes: as in :mod:`cellxpert.nn.network`.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+
+from cellxpert.config import ModelConfig
+from cellxpert.data.cells import Cells
+from cellxpert.data.perturbations import Perturbations
+from cellxpert.data.vocabulary import Vocabulary
+from cellxpert.errors import CellxPertWarning
+from cellxpert.nn.network import Network
+from cellxpert.training.run import (
+    Learned,
+    TrainArguments,
+    classes_of,
+    learn,
+    perturbations_of,
+    split_cells,
+    unlearned,
+)
+
+__all__ = ["finetune_network"]
+
+_CODES = "factors.intervention.code.weight"
+
+
+def finetune_network(
+    cells: Cells,
+    config: ModelConfig,
+    arguments: TrainArguments,
+    *,
+    network: Network,
+    vocabulary: Vocabulary,
+    labels: tuple[str, ...],
+    perturbations: Perturbations | None,
+    seed: int,
+) -> Learned:
+    """Train on an object with the features, bins and weights of a trained network.
+
+    All weights learn. Labels and perturbed genes that the network knows keep theirs, others begin at their first values; with other
+    labels than before the label head is made anew.
+
+    Parameters
+    ----------
+    cells
+        Cells of the object.
+    config
+        Settings of the network, and of this training.
+    arguments
+        What the caller asked for.
+    network, vocabulary, labels, perturbations
+        What was learned before. The network is copied, not changed.
+    seed
+        Seed of new weights and of the split.
+
+    Warns
+    -----
+    CellxPertWarning
+        If validation or test cells have labels that no training cell has.
+    """
+    column = cells.labels()
+    split = split_cells(cells, column, arguments, seed=seed)
+    train_rows = np.flatnonzero(split.to_numpy() == "train")
+    unlabeled = cells.setup.unlabeled_category
+    found = classes_of(column, train_rows, unlabeled)
+    classes = labels if set(found) <= set(labels) else found
+    if text := unlearned(column, classes, unlabeled):
+        warnings.warn(text, CellxPertWarning, stacklevel=3)
+    known = _together(perturbations, perturbations_of(cells, train_rows, config))
+    tuned = Network.from_config(
+        config,
+        feature_modality=vocabulary.role_of_feature.tolist(),
+        n_labels=len(classes),
+        n_targets=0 if known is None else len(known.targets),
+        seed=seed,
+    )
+    _take_over(tuned, network, same_labels=classes == labels, before=perturbations, now=known)
+    return learn(
+        cells,
+        config,
+        arguments,
+        network=tuned,
+        vocabulary=vocabulary,
+        classes=classes,
+        perturbations=known,
+        split=split,
+        seed=seed,
+        fresh=False,
+    )
+
+
+def _together(before: Perturbations | None, now: Perturbations | None) -> Perturbations | None:
+    if before is None or now is None:
+        return now if before is None else before
+    return Perturbations(
+        conditions=tuple(sorted({*before.conditions, *now.conditions})),
+        targets=tuple(sorted({*before.targets, *now.targets})),
+        control=now.control,
+        kind=now.kind,
+    )
+
+
+@torch.no_grad()
+def _take_over(
+    tuned: Network,
+    network: Network,
+    *,
+    same_labels: bool,
+    before: Perturbations | None,
+    now: Perturbations | None,
+) -> None:
+    """Copy weights by name; tables of perturbed genes by gene."""
+    mine, theirs = tuned.state_dict(), network.state_dict()
+    for name, weight in mine.items():
+        if name not in theirs or (name.startswith("labels.") and not same_labels):
+            continue
+        if name == _CODES:
+            assert before is not None
+            assert now is not None
+            weight[[now.targets.index(gene) for gene in before.targets]] = theirs[name]
+        else:
+            weight.copy_(theirs[name])

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import cellxpert as cx
+
+
+@pytest.fixture(scope="module")
+def cells():
+    mdata = cx.datasets.synthetic(
+        n_cells=400, n_genes=40, n_peaks=0, n_proteins=0, n_types=2, spatial_dims=0, n_perturbations=4, seed=3
+    )
+    adata = mdata["rna"].copy()
+    adata.obs = mdata.obs.loc[adata.obs_names].astype(str)
+    return adata
+
+
+@pytest.fixture(scope="module")
+def model(cells):
+    """A model of control cells and their types."""
+    control = cells[cells.obs["perturbation"] == "control"].copy()
+    cx.CellxPert.setup_anndata(control, labels_key="cell_type")
+    model = cx.CellxPert(control, preset="nano", seed=0)
+    model.train(max_epochs=1, progress_bar=False)
+    return model
+
+
+def _copy(model, tmp_path):
+    model.save(tmp_path / "model", overwrite=True)
+    return cx.CellxPert.load(tmp_path / "model")
+
+
+def test_a_model_of_control_cells_learns_what_perturbing_does(model, cells, tmp_path):
+    tuned = _copy(model, tmp_path)
+    own = cells.copy()
+    cx.CellxPert.setup_anndata(own, perturbation_key="perturbation")
+    tuned.finetune(own, max_epochs=1, progress_bar=False)
+    state = tuned._trained()
+    assert state.perturbations.targets == tuple(sorted(set(cells.obs["perturbation"]) - {"control"}))
+    assert state.vocabulary.hash() == model._trained().vocabulary.hash()
+    assert tuned.labels == model.labels  # no labels were given: the head is kept
+    before, after = model._trained().network.state_dict(), state.network.state_dict()
+    changed = [name for name, weight in before.items() if not torch.equal(weight, after[name])]
+    assert len(changed) > 10
+    result = tuned.perturb(state.perturbations.targets[0], n_steps=25, n_chains=2, inplace=False, progress_bar=False)
+    assert result.conditions["target"].tolist() == ["learned"]
+    again = _copy(tuned, tmp_path)
+    for name, weight in again._trained().network.state_dict().items():
+        assert torch.equal(weight, after[name]), name
+
+
+def test_weights_are_taken_over_and_perturbed_genes_keep_theirs(model, cells, tmp_path):
+    half = sorted(set(cells.obs["perturbation"]) - {"control"})
+    first = cells[cells.obs["perturbation"].isin(["control", *half[1:3]])].copy()
+    cx.CellxPert.setup_anndata(first, perturbation_key="perturbation")
+    tuned = _copy(model, tmp_path)
+    tuned.finetune(first, max_epochs=1, learning_rate=1e-12, progress_bar=False)
+    for name, weight in model._trained().network.state_dict().items():
+        torch.testing.assert_close(tuned._trained().network.state_dict()[name], weight, atol=1e-6, rtol=0, msg=name)
+    codes = tuned._trained().network.factors.intervention.code.weight
+    with torch.no_grad():
+        codes.copy_(torch.arange(codes.numel()).reshape(codes.shape).float())
+    kept = codes.detach().clone()
+    second = cells.copy()
+    cx.CellxPert.setup_anndata(second, perturbation_key="perturbation")
+    tuned.finetune(second, max_epochs=1, learning_rate=1e-12, progress_bar=False)
+    state = tuned._trained()
+    assert state.perturbations.targets == tuple(half)
+    found = state.network.factors.intervention.code.weight.detach()
+    np.testing.assert_allclose(found[[half.index(name) for name in half[1:3]]], kept, atol=1e-5)
+
+
+def test_other_labels_make_the_head_anew(model, cells, tmp_path):
+    own = cells.copy()
+    own.obs["kind"] = np.where(own.obs["cell_type"] == "type_0", "a", "b")
+    cx.CellxPert.setup_anndata(own, labels_key="kind")
+    tuned = _copy(model, tmp_path)
+    tuned.finetune(own, max_epochs=1, progress_bar=False)
+    assert tuned.labels == ("a", "b")
+    assert set(tuned.annotate(inplace=False)["label"]) <= {"a", "b"}
+
+
+def test_only_a_trained_model_is_fine_tuned_and_only_on_cells_that_were_set_up(model, cells, tmp_path):
+    own = cells.copy()
+    with pytest.raises(cx.errors.NotSetUpError):
+        _copy(model, tmp_path).finetune(own)
+    cx.CellxPert.setup_anndata(own)
+    with pytest.raises(cx.errors.NotTrainedError):
+        cx.CellxPert(own, preset="nano").finetune()
