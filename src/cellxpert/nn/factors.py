@@ -256,8 +256,7 @@ class _Intervention(nn.Module):
     @torch.no_grad()
     def start_from(self, *, usual_V: Tensor, code_GS: Tensor, direct_VS: Tensor, pair_VS: Tensor) -> None:
         """Begin at effects that were observed; missing directions stay 0."""
-        n = code_GS.shape[1]
         self.usual.weight.copy_(usual_V[:, None])
         for table, values in ((self.code, code_GS), (self.direct, direct_VS), (self.pair, pair_VS)):
             table.weight.zero_()
-            table.weight[:, :n] = values.to(table.weight)
+            table.weight[:, : values.shape[1]] = values.to(table.weight)

@@ -44,8 +44,8 @@ def finetune_network(
 ) -> Learned:
     """Train on an object with the features, bins and weights of a trained network.
 
-    All weights learn. Labels and perturbed genes that the network knows keep theirs, others begin at their first values; with other
-    labels than before the label head is made anew.
+    All weights learn. Labels and perturbed genes that the network knows keep theirs; what perturbing other genes does begins at the
+    observed effects; with other labels than before the label head is made anew.
 
     Parameters
     ----------
@@ -93,6 +93,7 @@ def finetune_network(
         split=split,
         seed=seed,
         fresh=False,
+        learned_targets=() if perturbations is None else perturbations.targets,
     )
 
 

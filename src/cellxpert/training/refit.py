@@ -17,6 +17,7 @@ from scipy import sparse
 
 from cellxpert.batch import Intervention
 from cellxpert.data.collate import Collator
+from cellxpert.data.effects import condition_effects
 from cellxpert.data.loaders import inference_batches
 from cellxpert.data.perturbations import Assigned
 from cellxpert.data.tokens import Tokens
@@ -80,8 +81,10 @@ def refit_label_head(
 
 MIN_CONDITIONS = 4
 """Fewest perturbed genes from which responses are fitted."""
-SLOPES = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+RATIOS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0)
+"""Strengths that are tried, as multiples of the least-squares one."""
 SLOPE_TOLERANCE = 0.05
+"""Share of the best correlation that a larger strength may lose."""
 RESPONSE_SPREAD = 0.4
 """Standard deviation of responses before any data, relative to their mean."""
 
@@ -115,62 +118,57 @@ def refit_responses(
     factors = network.factors
     if factors is None or factors.intervention is None:
         return
-    single = (assigned.dose_NI != 0).sum(axis=1) == 1
-    gene_N = np.where(single, assigned.feature_NI[:, 0], -1)
-    genes = np.unique(gene_N[rows][gene_N[rows] >= 0])
-    if len(genes) < MIN_CONDITIONS:
+    level_VK = factors.level_MK[factors.modality_V].double().numpy()
+    if not assigned.intervened[rows].any():
         return
-    level_MK = factors.level_MK.numpy().astype(np.float64)
-    modality_V = factors.modality_V.numpy()
-    value = level_MK[modality_V[tokens.feature], tokens.bin]
-    level_NV = sparse.csr_matrix((value, tokens.feature, tokens.start), shape=(tokens.n_cells, network.n_features))
-
-    def mean(chosen: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-        return np.asarray(level_NV[rows[chosen[rows]]].mean(axis=0)).ravel()
-
-    control_V = mean(~assigned.intervened)
-    observed_PV = np.stack([mean(gene_N == g) - control_V for g in genes])
-    dose_P = np.array([assigned.dose_NI[gene_N == g, 0].mean() for g in genes])
+    n_targets = len(factors.intervention.code.weight)
+    effects = condition_effects(tokens, rows, assigned, level_VK=level_VK, n_targets=n_targets)
+    one_P = effects.gene_P >= 0
+    if one_P.sum() < MIN_CONDITIONS:
+        return
+    genes, dose_P = effects.gene_P[one_P], -effects.member_PG[one_P].sum(axis=1)
+    observed_PV, counted_PV = effects.observed_PV[one_P], effects.measured_PV[one_P]
     factors.intervention.response_V.fill_(1.0)  # an earlier fit is replaced, not refined
-    asked = network.blank_means(None)
-    plain_V = network.blank_means(_single(-1, dose=1.0)) - asked  # what any intervention does
-    carried_PV = np.stack(
-        [
-            (network.blank_means(_single(g, dose=d)) - asked - plain_V).numpy()
-            for g, d in zip(genes, dose_P, strict=True)
-        ]
-    ).astype(np.float64)
-    rest_PV = observed_PV - plain_V.numpy()
-    counted_PV = np.ones(rest_PV.shape, bool)
-    counted_PV[np.arange(len(genes)), genes] = False
-    carried_PV, rest_PV = carried_PV * counted_PV, rest_PV * counted_PV
-    slope = _slope(carried_PV, observed_PV * counted_PV, counted_PV)
+    asked_V = network.blank_means(None)
+    plain_V = network.blank_means(_single(-1, dose=1.0)) - asked_V  # what any intervention does
+    carried = [network.blank_means(_single(g, dose=d)) - asked_V - plain_V for g, d in zip(genes, dose_P, strict=True)]
+    carried_PV = torch.stack(carried).double().numpy() * counted_PV
+    rest_PV = (observed_PV - plain_V.double().numpy()) * counted_PV
+    slope = _slope(carried_PV, observed_PV, rest_PV=rest_PV, counted_PV=counted_PV)
     carried_PV = slope * carried_PV
-    off_PV = (rest_PV - carried_PV) * counted_PV
-    noise_V = (off_PV**2).sum(axis=0) / np.maximum(counted_PV.sum(axis=0) - 1, 1) + 1e-8
-    gain_V = (carried_PV * off_PV).sum(axis=0) / ((carried_PV**2).sum(axis=0) + noise_V / RESPONSE_SPREAD**2)
+    size_V = np.maximum((carried_PV**2).sum(axis=0), 1e-12)
+    best_V = (carried_PV * rest_PV).sum(axis=0) / size_V
+    # noise about a feature's own line, not about the common one: that a feature does not follow is no noise
+    noise_V = ((rest_PV - best_V * carried_PV) ** 2).sum(axis=0) / np.maximum(counted_PV.sum(axis=0) - 1, 1) + 1e-8
+    gain_V = (best_V - 1) * size_V / (size_V + noise_V / RESPONSE_SPREAD**2)
     factors.intervention.response_V.copy_(torch.from_numpy(slope * np.clip(1 + gain_V, 0.0, 2.0)))
 
 
 def _slope(
-    carried_PV: npt.NDArray[np.float64], observed_PV: npt.NDArray[np.float64], counted_PV: npt.NDArray[np.bool_]
+    carried_PV: npt.NDArray[np.float64],
+    observed_PV: npt.NDArray[np.float64],
+    *,
+    rest_PV: npt.NDArray[np.float64],
+    counted_PV: npt.NDArray[np.bool_],
 ) -> float:
     """Choose how strongly effects are carried over: what correlates best with those observed, the other conditions' mean added.
 
     Least squares would choose less: what is carried over is itself estimated, and its noise attenuates a slope. Of strengths that
-    correlate about equally well the largest tells conditions apart best.
+    correlate about equally well the largest tells conditions apart best; a correlation hardly tells large ones apart, so none is
+    more than a few times the least-squares one.
     """
-    n_conditions = len(observed_PV)
-    others_PV = (observed_PV.sum(axis=0) - observed_PV) / (n_conditions - 1)
+    least = (carried_PV * rest_PV).sum() / max((carried_PV**2).sum(), 1e-12)
+    others_PV = (observed_PV.sum(axis=0) - observed_PV) / (len(observed_PV) - 1)
+    ratios = np.array(RATIOS) if least > 0 else np.zeros(1)
     scores = []
-    for slope in SLOPES:
+    for slope in least * ratios:
         found = [
             np.corrcoef((usual + slope * carried)[counted], observed[counted])[0, 1]
             for usual, carried, observed, counted in zip(others_PV, carried_PV, observed_PV, counted_PV, strict=True)
         ]
         scores.append(np.nan_to_num(np.mean(found), nan=-1.0))
     best = np.array(scores) >= max(scores) - SLOPE_TOLERANCE * abs(max(scores))
-    return float(np.max(np.array(SLOPES)[best]))
+    return float(max(least * ratios[best]))
 
 
 def _single(gene: int, *, dose: float) -> Intervention:

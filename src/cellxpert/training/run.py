@@ -28,7 +28,7 @@ from cellxpert.nn.network import Network
 from cellxpert.training.fit import RunConfig, fit
 from cellxpert.training.objectives import class_weights
 from cellxpert.training.refit import refit_label_head, refit_responses
-from cellxpert.training.start import start_from_data
+from cellxpert.training.start import start_from_data, start_interventions
 
 __all__ = [
     "Learned",
@@ -122,6 +122,7 @@ def train_network(
             split=previous.split,
             seed=seed,
             fresh=False,
+            learned_targets=() if previous.perturbations is None else previous.perturbations.targets,
             history=previous.history,
         )
     split = split_cells(cells, labels, arguments, seed=seed)
@@ -164,6 +165,7 @@ def learn(
     split: pd.Series,
     seed: int,
     fresh: bool,
+    learned_targets: tuple[str, ...] = (),
     history: pd.DataFrame | None = None,
 ) -> Learned:
     """Train a network on the training cells of a split.
@@ -182,6 +184,8 @@ def learn(
         Seed of what a fresh network starts from.
     fresh
         Whether the network starts from the training cells' frequencies, components and factors.
+    learned_targets
+        Perturbed genes that it knows; what the others do starts at their observed effects.
     history
         Metrics of earlier epochs.
     """
@@ -195,6 +199,9 @@ def learn(
         tokens = without_targets(tokens, assigned)
     if fresh:
         start_from_data(network, vocabulary, tokens, rows=rows["train"], assigned=assigned, seed=seed)
+    if perturbations is not None and assigned is not None:
+        kept_G = np.array([gene in learned_targets for gene in perturbations.targets], bool)
+        start_interventions(network, tokens, rows=rows["train"], assigned=assigned, kept_G=kept_G)
     labels, codes = cells.labels(), None
     if classes and labels is not None:
         code = pd.Categorical(labels, categories=list(classes)).codes.astype(np.int64)
