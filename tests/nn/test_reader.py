@@ -18,7 +18,7 @@ N_SITES, N_BINS = 5, 3
 class Setting:
     """A decoder with random weights, contexts, sites and chains."""
 
-    def __init__(self, config, *, n_contexts=1, padded=False, own=False, entries=False, copies=3, dtype=torch.float64):
+    def __init__(self, config, *, n_contexts=1, padded=False, copies=3, dtype=torch.float64):
         self.generator = torch.Generator().manual_seed(0)
         self.dtype = dtype
         self.decoder = Decoder(config).eval().to(dtype)
@@ -31,12 +31,7 @@ class Setting:
             lengths = torch.tensor([4, 7, 2, 6, 3, 5][:n_contexts])
             mask = torch.arange(longest) < lengths[:, None]
         self.memory = Memory(tokens_BLD=self.normal(n_contexts, longest, width), mask_BL=mask)
-        n_entries = 2 * N_SITES if entries else N_SITES
-        self.sites = Sites(
-            query_NMD=self.normal(n_contexts if own else 1, N_SITES, width),
-            value_EKD=self.normal(n_entries, N_BINS, width),
-            entry_NM=self.integers(n_entries, (n_contexts, N_SITES)) if entries else None,
-        )
+        self.sites = Sites(query_MD=self.normal(N_SITES, width), value_MKD=self.normal(N_SITES, N_BINS, width))
         self.n_contexts, self.copies, self.n_chains = n_contexts, copies, n_contexts * copies
         self.x = self.integers(N_BINS, (self.n_chains, N_SITES))
         self.reader = Reader(self.decoder, self.decoder.prepare(self.memory), self.sites)
@@ -51,12 +46,11 @@ class Setting:
         """One answer: the context alone, and only the values that are seen."""
         x = self.x if x is None else x
         context = chain // self.copies
-        query = self.sites.query_NMD[context if len(self.sites.query_NMD) > 1 else 0, site]
-        entry = torch.arange(N_SITES) if self.sites.entry_NM is None else self.sites.entry_NM[context]
+        query = self.sites.query_MD[site]
         kept = slice(None) if self.memory.mask_BL is None else self.memory.mask_BL[context]
         memory = Memory(tokens_BLD=self.memory.tokens_BLD[context, kept][None])
         seen = torch.as_tensor(seen, dtype=torch.int64)
-        tokens = self.sites.value_EKD[entry[seen], x[chain, seen]]
+        tokens = self.sites.value_MKD[seen, x[chain, seen]]
         values = Values(tokens_BMD=tokens[None], visible_BQM=torch.ones(1, 1, len(seen), dtype=torch.bool))
         counted = torch.ones(1, 1, dtype=torch.bool)
         answer, _ = self.decoder(query.view(1, 1, -1), memory, values if len(seen) else None, counted_BQ=counted)
@@ -78,9 +72,6 @@ FORMS = {
     "one context": {},
     "contexts": {"n_contexts": 6, "copies": 1},
     "padded": {"n_contexts": 6, "copies": 2, "padded": True},
-    "own queries": {"n_contexts": 3, "own": True, "padded": True},
-    "entries": {"n_contexts": 4, "copies": 1, "entries": True, "padded": True},
-    "everything": {"n_contexts": 6, "own": True, "entries": True, "padded": True},
 }
 
 
@@ -110,7 +101,7 @@ def test_answers_are_the_decoders(small_config, form, dtype, kind):
     "shape", [{"decoder_layers": 1}, {"decoder_layers": 3, "width": 128}, {"decoder_experts": True}]
 )
 def test_other_shapes_of_decoder(small_config, shape):
-    setting = Setting(dataclasses.replace(small_config, **shape), **FORMS["everything"])
+    setting = Setting(dataclasses.replace(small_config, **shape), **FORMS["padded"])
     found, expected = setting.ask(_counts(setting, "ragged"))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
@@ -171,9 +162,6 @@ def test_contexts_must_fit(small_config):
     none = torch.zeros(0, dtype=torch.int64)
     with pytest.raises(AssertionError, match="4 chains of 3 contexts"):
         setting.reader.answers(none, setting.x[:4], torch.zeros(0, N_SITES) > 0, count_C=torch.zeros(4).long())
-    wrong = dataclasses.replace(setting.sites, query_NMD=setting.normal(2, N_SITES, 64))
-    with pytest.raises(AssertionError, match="queries of 2 contexts"):
-        Reader(setting.decoder, setting.decoder.prepare(setting.memory), wrong)
     with pytest.raises(AssertionError, match="evaluation mode"):
         Reader(Decoder(small_config), setting.decoder.prepare(setting.memory), setting.sites)
 
@@ -187,10 +175,10 @@ def _worst(setting):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("cache", ["read_FHX", "lse_FH", "first_FHX", "query_FD", "table_YZHEX", "entry_NM"])
+@pytest.mark.parametrize("cache", ["read_FHX", "lse_FH", "first_MHX", "query_MD", "table_YZHEX"])
 def test_every_cache_is_read_and_a_stale_one_is_seen(small_config, cache):
-    """Rows of another context, site or entry in the place of the right ones."""
-    setting = Setting(small_config, **FORMS["everything"])
+    """Rows of another context, site or bin in the place of the right ones."""
+    setting = Setting(small_config, **FORMS["padded"])
     assert _worst(setting) < 1e-12
     right = getattr(setting.reader, cache)
     setattr(setting.reader, cache, right.roll(1, dims=3 if cache == "table_YZHEX" else 0))
@@ -199,8 +187,9 @@ def test_every_cache_is_read_and_a_stale_one_is_seen(small_config, cache):
 
 @torch.no_grad()
 def test_contexts_out_of_order_are_seen(small_config, monkeypatch):
-    monkeypatch.setattr(reader._Contexts, "arranged", lambda self, x: x)
-    assert _worst(Setting(small_config, **FORMS["everything"])) > 1e-3
+    as_given = lambda self, n_chains: torch.arange(self.n).repeat_interleave(n_chains // self.n)
+    monkeypatch.setattr(reader._Contexts, "of_chains", as_given)
+    assert _worst(Setting(small_config, **FORMS["padded"])) > 1e-3
 
 
 @torch.no_grad()
@@ -208,7 +197,7 @@ def test_keys_that_are_not_replaced_by_those_of_the_new_bin_are_seen(small_confi
     setting = Setting(small_config)
     real = setting.reader._values
     # the first call looks up the bins that chains begin with, later ones what was drawn
-    setting.reader._values = lambda x, entry: real(x if x.shape[1] > 1 else x * 0, entry)
+    setting.reader._values = lambda x, site: real(x if x.shape[1] > 1 else x * 0, site)
     order, asked, x = _draw(setting, [0] * setting.n_chains)
     differences = [
         (answer - setting.plain(chain, int(order[chain, place]), order[chain, :place], x)).abs().max()

@@ -9,7 +9,7 @@ The function is that of :class:`~cellxpert.nn.decoder.Decoder`; only the work di
 * Chains may ask different numbers of questions. Rows are worked through in portions small enough to stay in cache.
 
 Shape suffixes: N contexts, C chains, R rows (questions of all chains end to end), A chains of a portion, G groups of rows,
-P places of a grid, L tokens of one context, M sites, E entries of the table of values, K bins, D width, H heads, X width of
+P places of a grid, L tokens of one context, M sites, E pairs of a site and a bin, K bins, D width, H heads, X width of
 a head, Q queries of a group, F pairs of a context and a site, Y layers, Z keys and values.
 """
 
@@ -41,12 +41,10 @@ Choose = Callable[[int, Tensor, Tensor], Tensor]
 class Sites:
     """The movable sites as the decoder sees them, whatever is asked and whatever their values are."""
 
-    query_NMD: Tensor
-    """Queries; the first axis is 1 where they are the same in all contexts."""
-    value_EKD: Tensor
-    """Tokens of movable values: entry, bin."""
-    entry_NM: Tensor | None = None
-    """Entry that a site's values are taken from (int64), the first axis 1 or one per context; None: site m has entry m."""
+    query_MD: Tensor
+    """Queries."""
+    value_MKD: Tensor
+    """Tokens of movable values: site, bin."""
 
 
 @dataclass(frozen=True)
@@ -137,10 +135,6 @@ class _Contexts:
         key, value = self.pairs[0]
         return replace(self, pairs=((key[:, :, :0].clone(), value[:, :, :0].clone()), *self.pairs[1:]))
 
-    def arranged(self, x_N: Tensor) -> Tensor:
-        """Bring what has a row per context into their order here; a single row stands for all."""
-        return x_N if self.order_N is None or len(x_N) == 1 else x_N[self.order_N]
-
     def of_chains(self, n_chains: int) -> Tensor:
         """Return where each chain's context stands; chains of one context come together."""
         copies, rest = divmod(n_chains, self.n)
@@ -198,49 +192,39 @@ class Reader:
     def __init__(self, decoder: Decoder, memory: PreparedMemory, sites: Sites) -> None:
         assert not decoder.training, "the decoder must be in evaluation mode"
         self.decoder, self.contexts = decoder, _Contexts.of(memory)
-        n_queries, self.n_sites, self.width = sites.query_NMD.shape
-        self.n_bins = sites.value_EKD.shape[1]
-        assert n_queries in {1, self.contexts.n}, f"queries of {n_queries} contexts, memory of {self.contexts.n}"
-        self.own_queries = n_queries > 1
-        self.entry_NM = torch.arange(self.n_sites, device=sites.value_EKD.device)[None]
-        if sites.entry_NM is not None:
-            self.entry_NM = self.contexts.arranged(sites.entry_NM)
+        (self.n_sites, self.width), self.n_bins = sites.query_MD.shape, sites.value_MKD.shape[1]
         with torch.no_grad():
-            self.table_YZHEX = self._value_table(sites.value_EKD.flatten(0, 1))
-            # F: (query context, site) for the queries, (context, site) for what they read
-            self.query_FD = self.contexts.arranged(sites.query_NMD).flatten(0, 1)
+            self.table_YZHEX = self._value_table(sites.value_MKD.flatten(0, 1))
+            self.query_MD = sites.query_MD
             first = decoder.layers[0]
-            self.first_FHX = _heads(first.query(first.norm(self.query_FD)))
+            self.first_MHX = _heads(first.query(first.norm(self.query_MD)))
             self.read_FHX, self.lse_FH = self._first_layer()
         self.contexts = self.contexts.without_first_layer()
 
     def _value_table(self, value_ED: Tensor) -> Tensor:
-        """Keys and values of every (entry, bin) in every layer, (Y, Z, H, E * K, X)."""
+        """Keys and values of every (site, bin) in every layer, (Y, Z, H, E, X)."""
         token_ED = self.decoder.value_norm(value_ED)
         rows = [layer.value_kv(token_ED).unflatten(-1, (2, -1, HEAD_WIDTH)) for layer in self.decoder.layers]
         return torch.stack([x.permute(1, 2, 0, 3) for x in rows])
 
     def _first_layer(self) -> tuple[Tensor, Tensor]:
         """What the query of every (context, site) reads of the memory in the first layer, and its log-sum-exp."""
-        query_NHMX = self.first_FHX.unflatten(0, (-1, self.n_sites)).transpose(1, 2)
+        query_HMX = self.first_MHX.transpose(0, 1)
         n_heads, longest = self.contexts.pairs[0][0].shape[1:3]
         found = []
         for at_G in torch.arange(self.contexts.n).split(max(1, MAX_SCORES // (n_heads * longest * self.n_sites))):
-            query_GHMX = query_NHMX[at_G] if self.own_queries else query_NHMX.expand(len(at_G), -1, -1, -1)
-            read = self.contexts.some(at_G.to(query_NHMX.device)).read(0, query_GHMX)
+            query_GHMX = query_HMX.expand(len(at_G), -1, -1, -1)
+            read = self.contexts.some(at_G.to(query_HMX.device)).read(0, query_GHMX)
             found.append([x.transpose(1, 2).flatten(0, 1) for x in read])
         read_FHX, lse_FH = (torch.cat(x) for x in zip(*found, strict=True))
         return read_FHX, lse_FH
 
-    def _values(self, x_AM: Tensor, entry_AM: Tensor) -> Tensor:
+    def _values(self, x_AM: Tensor, site_AM: Tensor) -> Tensor:
         """Look up keys and values, (Y, Z, A, H, M, X)."""
         n_heads, n_entries = self.table_YZHEX.shape[2:4]
         head_H1 = torch.arange(n_heads, device=x_AM.device)[:, None] * n_entries
-        index_AHM = (entry_AM * self.n_bins + x_AM)[:, None] + head_H1
+        index_AHM = (site_AM * self.n_bins + x_AM)[:, None] + head_H1
         return self.table_YZHEX.flatten(2, 3).index_select(2, index_AHM.flatten()).unflatten(2, index_AHM.shape)
-
-    def _entries(self, context_A: Tensor) -> Tensor:
-        return self.entry_NM.expand(self.contexts.n, -1)[context_A]
 
     @torch.no_grad()
     def answers(self, site_R: Tensor, x_CM: Tensor, visible_RM: Tensor, *, count_C: Tensor) -> Tensor:
@@ -267,7 +251,7 @@ class Reader:
         if self.contexts.order_N is not None:
             order_R = context_C[chain_R].argsort(stable=True)
             site_R, chain_R, visible_RM = site_R[order_R], chain_R[order_R], visible_RM[order_R]
-        out_RD = self.query_FD.new_empty(n_rows, self.width)
+        out_RD = self.query_MD.new_empty(n_rows, self.width)
         for start in range(0, n_rows, N_ROWS):
             rows = slice(start, min(start + N_ROWS, n_rows))
             chain_A, group_R = chain_R[rows].unique_consecutive(return_inverse=True)
@@ -275,7 +259,7 @@ class Reader:
             out_RD[rows if order_R is None else order_R[rows]] = self._portion(
                 site_R[rows],
                 context_R,
-                self._values(x_CM[chain_A], self._entries(context_C[chain_A])),
+                self._values(x_CM[chain_A], torch.arange(self.n_sites, device=x_CM.device)),
                 contexts=self.contexts.some(context_R.unique_consecutive()),
                 by_chain=_Grid.of(group_R, len(chain_A)),
                 visible_RM=visible_RM[rows],
@@ -298,12 +282,11 @@ class Reader:
         """
         by_context = _Grid.of(context_R.unique_consecutive(return_inverse=True)[1], contexts.n)
         row_R = context_R * self.n_sites + site_R
-        query_R = row_R if self.own_queries else site_R
-        x_RD, counted_R = self.query_FD[query_R], torch.ones_like(site_R, dtype=torch.bool)
+        x_RD, counted_R = self.query_MD[site_R], torch.ones_like(site_R, dtype=torch.bool)
         mask_AQM = None if visible_RM is None else by_chain.spread(_hidden(visible_RM, kv_YZAHMX.dtype))
         for number, (layer, kv_ZAHMX) in enumerate(zip(self.decoder.layers, kv_YZAHMX, strict=True)):
             if number == 0:
-                query_RHX, read_RHX, lse_RH = self.first_FHX[query_R], self.read_FHX[row_R], self.lse_FH[row_R]
+                query_RHX, read_RHX, lse_RH = self.first_MHX[site_R], self.read_FHX[row_R], self.lse_FH[row_R]
             else:
                 query_RHX = _heads(layer.query(layer.norm(x_RD)))
                 found = contexts.read(number, by_context.spread(query_RHX).transpose(1, 2))
@@ -352,8 +335,7 @@ class Reader:
         """Draw a portion of the chains; bins, sites, keys and values stand in the order of the draws."""
         at_N, number_A = context_A.unique_consecutive(return_inverse=True)
         contexts = self.contexts.some(at_N)
-        entry_AP = self._entries(context_A).gather(1, site_AP)
-        kv_YZAHPX = self._values(x_AP, entry_AP)
+        kv_YZAHPX = self._values(x_AP, site_AP)
         for place in range(int(start_A.min()), x_AP.shape[1]):
             asked_A = (start_A <= place).nonzero()[:, 0]
             n = int(asked_A[-1]) + 1
@@ -366,4 +348,4 @@ class Reader:
                 visible_RM=None,
             )
             bin_A1 = choose(place, asked_A, answer_AD[asked_A])[:, None]
-            kv_YZAHPX[:, :, asked_A, :, place] = self._values(bin_A1, entry_AP[asked_A, place, None])[..., 0, :]
+            kv_YZAHPX[:, :, asked_A, :, place] = self._values(bin_A1, site_AP[asked_A, place, None])[..., 0, :]

@@ -1,7 +1,7 @@
 """The network as the sampler's model: conditionals of movable features in the context of one cell, or of many.
 
 Shape suffixes: C chains, A some of them, Q queries, R rows (questions of all chains end to end), M movable features,
-E entries of the table of values, K bins, D width, F factors.
+K bins, D width, F factors.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class NetworkConditionals:
         shape = (self.n_sites, self.n_bins)
         embedding = self.network.embedding
         return Sites(
-            query_NMD=embedding.queries(self.feature_M)[None],
-            value_EKD=embedding.tokens(self.feature_M[:, None].expand(shape), bin_K.expand(shape)),
+            query_MD=embedding.queries(self.feature_M),
+            value_MKD=embedding.tokens(self.feature_M[:, None].expand(shape), bin_K.expand(shape)),
         )
 
     def log_prob(self, query_CQ: Tensor, x_CM: Tensor, visible_CQM: Tensor) -> Tensor:
