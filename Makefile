@@ -39,7 +39,7 @@ format: $(VENV)/.group-dev
 	$(PY) -m ruff format .
 
 docs: $(VENV)/.core $(VENV)/.group-doc
-	$(QUIET) $(PY) -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(QUIET) $(PY) -m sphinx -E -W --keep-going -b html docs docs/_build/html
 
 tutorials: $(VENV)/.core $(VENV)/.group-tutorials
 	$(VENV)/bin/jupyter-execute --timeout=600 $(INPLACE) tutorials/*.ipynb

@@ -20,10 +20,10 @@ Distance = Literal["bins", "squared", "histogram"]
 class Anchors:
     """The energy -log mean_a exp(-kappa D(x, anchor a)): a soft minimum of distances.
 
-    Distances are sums over sites of weight * |bin - bin of the anchor| (``"bins"``: the Wasserstein-1 distance of two point
-    masses whose ground metric is L1), of weight * squared difference (``"squared"``), or ``"histogram"``: the 1-D
-    Wasserstein-1 distance between the sorted bins, times the number of sites. The last is blind to which site has which
-    bin, and knows no weights.
+    Distances are sums over sites of ``weight * abs(bin - bin of the anchor)`` (``"bins"``: the Wasserstein-1 distance
+    of two point masses whose ground metric is L1), of weight * squared difference (``"squared"``), or ``"histogram"``:
+    the 1-D Wasserstein-1 distance between the sorted bins, times the number of sites. The last is blind to which site
+    has which bin, and knows no weights.
     """
 
     bin_AM: Tensor
