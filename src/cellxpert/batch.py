@@ -71,6 +71,8 @@ class Intervention:
     """Whether the context was read before the intervention (a control cell that is asked what would happen)."""
     code_BIS: Tensor | None = None
     """Codes added to those that were learned: predicted ones, of genes that were never perturbed."""
+    usual_BI: Tensor | None = None
+    """How much each gene does of what interventions usually do, 1 if None; cells take the largest of their genes."""
 
 
 @dataclass(frozen=True, kw_only=True)

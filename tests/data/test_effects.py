@@ -51,7 +51,21 @@ def test_what_is_noise_is_shrunk_away():
     )
     level_VK = np.tile(np.arange(60.0), (30, 1))
     effects = condition_effects(_cells(dense), np.arange(5 * n), assigned, level_VK=level_VK, n_targets=4)
-    assert np.abs(effects.own_PV).mean() < 0.5 * effects.error_PV.mean()
+    told_PV = effects.usual_V + effects.own_PV
+    assert np.abs(told_PV).mean() < 0.5 * np.abs(effects.observed_PV).mean()
+
+
+def test_what_strong_perturbations_share_is_not_said_of_the_others():
+    rng = np.random.default_rng(4)
+    n, target_N = 300, np.repeat([-1, 0, 1, 2, 3], 300)
+    dense = rng.poisson(10 + 6.0 * np.isin(target_N, [0, 1])[:, None], (5 * n, 30))
+    assigned = Assigned(np.full((5 * n, 1), -1), target_N[:, None], -(target_N >= 0)[:, None].astype(np.float32))
+    level_VK = np.tile(np.arange(60.0), (30, 1))
+    effects = condition_effects(_cells(dense), np.arange(5 * n), assigned, level_VK=level_VK, n_targets=4)
+    np.testing.assert_allclose(effects.usual_V, 3, atol=0.5)
+    told_PV = effects.usual_V + effects.own_PV
+    np.testing.assert_allclose(told_PV[:2], effects.observed_PV[:2], rtol=0.02)
+    assert np.abs(told_PV[2:]).mean() < 0.1
 
 
 def test_cells_that_did_not_measure_a_feature_do_not_count():

@@ -497,11 +497,14 @@ def test_effects_grow_with_the_dose():
         factors.intervene(_nothing_known(4), _intervention(before=True, dose_BI=n * _intervention().dose_BI))
         for n in (1.0, 3.0)
     )
-    for name, power in {"carried_BR": 1, "code_BS": 1, "pair_BS": 2, "intervened_B": 0}.items():
+    for name, power in {"carried_BR": 1, "code_BS": 1, "pair_BS": 2, "usual_B": 0}.items():
         close(getattr(thrice, name), 3.0**power * getattr(once, name).detach().numpy())
-    assert once.intervened_B.tolist() == [1, 1, 0, 1]
+    assert once.usual_B.tolist() == [1, 1, 0, 1]
     assert (once.carried_BR.abs().amax(1) > 0).tolist() == [False, True, False, True]
     assert (once.code_BS.abs().amax(1) > 0).tolist() == [True, True, False, True]
+    said = _intervention(before=True, usual_BI=torch.arange(12.0).double().view(4, 3) / 9)
+    acts = (said.dose_BI != 0).double()
+    close(factors.intervene(_nothing_known(4), said).usual_B, (said.usual_BI * acts).amax(1).numpy())
     opposite = factors.intervene(_nothing_known(), _one(2, 1, 1.0))
     close(opposite.code_BS, -factors.intervene(_nothing_known(), _one(2, 1)).code_BS.detach().numpy())
 

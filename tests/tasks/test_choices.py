@@ -185,10 +185,11 @@ def test_embedded_genes_carry_codes_over(make_job, screened):
     told = choices.intervention(job, request)
     assert told.feature_BI.tolist() == [[0, -1]]
     assert told.target_BI.tolist() == [[targets.index("gene_00"), -1]]
-    effect = (part.code.weight @ part.direct.weight.T).detach().double().numpy()
-    weight = unseen_weights(embedding, seen=targets, gene="new", effect_GV=effect)
+    effect = (part.code.weight @ part.direct.weight.T + part.usual.weight.T).detach().double().numpy()
+    weight = unseen_weights(embedding, seen=targets, genes=["new"], effect_GV=effect)[0]
     assert not told.code_BIS[0, 0].any()  # what was seen needs no embedding
     np.testing.assert_allclose(told.code_BIS[0, 1], weight @ part.code.weight.detach().numpy(), atol=1e-6)
+    np.testing.assert_allclose(told.usual_BI, [[1.0, weight.sum()]], atol=1e-6)
 
 
 def test_held_bins(make_job):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -190,51 +191,58 @@ def _unit(embedding):
     return embedding / np.maximum(np.linalg.norm(embedding, axis=1, keepdims=True), 1e-12)
 
 
-def _ridge(embedding, names, gene, ridge):
+def _ridge(embedding, names, gene, constant, ridge):
     """Kernel ridge regression weights, by the normal equations."""
-    unit = _unit(embedding)
-    kernel = np.array([[unit.loc[i] @ unit.loc[j] for j in names] for i in names])
-    return np.linalg.inv(kernel + ridge * np.eye(len(names))) @ [unit.loc[i] @ unit.loc[gene] for i in names]
+    unit = _unit(embedding.reindex([*names, gene], fill_value=0.0))
+    kernel = np.array([[unit.loc[i] @ unit.loc[j] + constant for j in names] for i in names])
+    return np.linalg.inv(kernel + ridge * np.eye(len(names))) @ [unit.loc[i] @ unit.loc[gene] + constant for i in names]
 
 
-@pytest.mark.parametrize("told", [0.0, 1.0])
+@pytest.mark.parametrize("told", ["nothing", "the embedding's", "one for all"])
 def test_weights_of_an_unseen_gene_are_kernel_ridge_regression(told):
-    """With the penalty under which each seen gene is predicted best from the others: left out and fitted anew, one by one."""
+    """With the settings under which each seen gene is predicted best from the others: left out and fitted anew, one by one."""
     rng = np.random.default_rng(0)
     embedding = pd.DataFrame(rng.normal(size=(9, 5)), index=[*"abcdefgh", "new"])
     seen = ["x", *"cadbefgh"]  # x has no row
     effect = rng.normal(size=(9, 30))
-    effect[1:] = (1 - told) * effect[1:] + told * _unit(embedding).loc[list("cadbefgh")].to_numpy() @ rng.normal(
-        size=(5, 30)
-    )
+    if told == "the embedding's":
+        effect[1:] = _unit(embedding).loc[list("cadbefgh")].to_numpy() @ rng.normal(size=(5, 30))
+    elif told == "one for all":
+        effect = 0.1 * effect + rng.normal(size=30)
     missed = {}
-    for ridge in reference.RIDGES:
+    for constant, ridge in itertools.product(reference.CONSTANTS, reference.RIDGES):
         total = 0.0
-        for g in seen[1:]:
-            others = [o for o in seen[1:] if o != g]
-            predicted = _ridge(embedding, others, g, ridge) @ effect[[seen.index(o) for o in others]]
+        for g in seen:
+            others = [o for o in seen if o != g]
+            predicted = _ridge(embedding, others, g, constant, ridge) @ effect[[seen.index(o) for o in others]]
             total += ((effect[seen.index(g)] - predicted) ** 2).sum()
-        missed[ridge] = total
+        missed[constant, ridge] = total
     best = min(missed, key=missed.get)
-    found = unseen_weights(embedding, seen=seen, gene="new", effect_GV=effect)
-    np.testing.assert_allclose(found, [0.0, *_ridge(embedding, seen[1:], "new", best)], atol=1e-10)
+    found = unseen_weights(embedding, seen=seen, genes=["new", "unheard of"], effect_GV=effect)
+    np.testing.assert_allclose(found[0], _ridge(embedding, seen, "new", *best), atol=1e-8)
+    np.testing.assert_allclose(found[1], _ridge(embedding, seen, "unheard of", *best), atol=1e-8)
     # what the embedding tells is taken over, what it does not tell is not
-    assert (best < 0.1) if told else (best > 1)
+    if told == "nothing":
+        assert np.abs(found).max() < 0.05
+    elif told == "the embedding's":
+        assert best[1] < 0.1
+    else:
+        np.testing.assert_allclose(found.sum(axis=1), 1, atol=0.1)
 
 
 def test_a_gene_that_is_embedded_as_a_seen_one_gets_its_code(monkeypatch):
     monkeypatch.setattr(reference, "RIDGES", (1e-9,))
+    monkeypatch.setattr(reference, "CONSTANTS", (0.0,))
     embedding = pd.DataFrame(np.random.default_rng(0).normal(size=(3, 4)), index=list("abc"))
     embedding.loc["twin"] = 2.5 * embedding.loc["b"]  # cosines know no length
-    found = unseen_weights(embedding, seen=list("abc"), gene="twin", effect_GV=np.eye(3))
-    np.testing.assert_allclose(found, [0, 1, 0], atol=1e-6)
+    found = unseen_weights(embedding, seen=list("abc"), genes=["twin"], effect_GV=np.eye(3))
+    np.testing.assert_allclose(found, [[0, 1, 0]], atol=1e-6)
 
 
-def test_an_embedding_that_says_nothing():
+def test_what_cannot_be_judged_is_not_carried_over():
     embedding = pd.DataFrame(np.eye(3), index=list("abc"))
-    one, two = np.ones((1, 4)), np.ones((2, 4))
-    assert unseen_weights(embedding, seen=["x"], gene="a", effect_GV=one) is None
-    assert unseen_weights(embedding, seen=["a"], gene="x", effect_GV=one) is None
-    assert not unseen_weights(embedding, seen=["a", "b"], gene="c", effect_GV=two).any()  # like none of them
-    embedding.loc["zero"] = 0.0
-    assert not unseen_weights(embedding, seen=["a", "b"], gene="zero", effect_GV=two).any()
+    for given in (embedding, None):  # one seen gene: nothing says whether others do the same
+        assert np.abs(unseen_weights(given, seen=["a"], genes=["b"], effect_GV=np.ones((1, 4)))).max() < 1e-2
+    opposite = np.array([[1.0, 1, 1], [-1, -1, -1]])
+    assert np.abs(unseen_weights(embedding, seen=["a", "b"], genes=["c"], effect_GV=opposite)).max() < 1e-2
+    assert unseen_weights(None, seen=list("ab"), genes=[], effect_GV=opposite).shape == (0, 2)

@@ -32,7 +32,11 @@ class ConditionEffects:
     usual_V: Floats
     """The mean over conditions, each counting once."""
     own_PV: Floats
-    """What each condition has beside it, shrunk by the share of its size that is sampling noise."""
+    """What each condition has beside it, once its effect is shrunk by the share that sampling noise has of its size.
+
+    Towards no effect, not towards the usual one: most perturbations of a screen do little, and what the strong ones share must
+    not be said of all.
+    """
     member_PG: Floats
     """Dose of each target in each condition, a knock-out counting 1."""
     gene_P: Ints
@@ -92,16 +96,16 @@ def condition_effects(
         genes.append(assigned.feature_NI[chosen[0]][dose != 0][0] if (dose != 0).sum() == 1 else -1)
     observed_PV, error_PV, measured_PV = np.stack(effects), np.stack(errors), np.stack(measured)
     usual_V = observed_PV.sum(axis=0) / np.maximum(measured_PV.sum(axis=0), 1)
-    own_PV = (observed_PV - usual_V) * measured_PV
+    # James-Stein's estimate of many means at once, one share per condition
     noise_P = (error_PV**2 / spread_V * measured_PV).sum(axis=1)
-    size_P = (own_PV**2 / spread_V).sum(axis=1)
+    size_P = (observed_PV**2 / spread_V).sum(axis=1)
     share_P = np.clip(1 - noise_P / np.maximum(size_P, 1e-12), 0.0, 1.0)
     return ConditionEffects(
         observed_PV=observed_PV,
         measured_PV=measured_PV,
         error_PV=error_PV,
         usual_V=usual_V,
-        own_PV=own_PV * share_P[:, None],
+        own_PV=(share_P[:, None] * observed_PV - usual_V) * measured_PV,
         member_PG=np.stack(members),
         gene_P=np.array(genes, np.int64),
     )

@@ -51,8 +51,8 @@ class Evidence:
     """Sum of the codes of the perturbed genes, times their doses."""
     pair_BS: Tensor | None = None
     """Products of the codes of any two genes set together."""
-    intervened_B: Tensor | None = None
-    """1 for cells with an intervention that acts, else 0."""
+    usual_B: Tensor | None = None
+    """How much cells do of what interventions usually do: 1 with one that was learned, 0 without any that acts."""
 
     def rows(self, index_N: Tensor) -> Evidence:
         """Evidence of chosen cells, in this order, with repetition."""
@@ -180,13 +180,15 @@ class Factors(nn.Module):
             code_BIS = code_BIS + intervention.code_BIS
         code_BIS = -dose_BI[..., None] * code_BIS  # codes are those of knock-outs, whose dose is -1
         code_BS = code_BIS.sum(1)
+        acts_BI = (dose_BI != 0).to(dose_BI.dtype)
+        usual_BI = acts_BI if intervention.usual_BI is None else acts_BI * intervention.usual_BI
         return Evidence(
             sum_BR=evidence.sum_BR,
             precision_BR=evidence.precision_BR,
             carried_BR=carried_BR * (1 + evidence.precision_BR),
             code_BS=code_BS,
             pair_BS=(code_BS**2 - (code_BIS**2).sum(1)) / 2,
-            intervened_B=(dose_BI != 0).any(1).to(dose_BI.dtype),
+            usual_B=usual_BI.amax(1),
         )
 
     def shift(self, query_BQ: Tensor, evidence: Evidence) -> Tensor:
@@ -195,7 +197,7 @@ class Factors(nn.Module):
         assert part is not None
         code_BQ = (part.direct(query_BQ) * evidence.code_BS[:, None]).sum(-1)
         pair_BQ = (part.pair(query_BQ) * evidence.pair_BS[:, None]).sum(-1)
-        return code_BQ + pair_BQ + part.usual(query_BQ)[..., 0] * evidence.intervened_B[:, None]
+        return code_BQ + pair_BQ + part.usual(query_BQ)[..., 0] * evidence.usual_B[:, None]
 
     def expected(self, value_feature_BM: Tensor, evidence: Evidence) -> Tensor | None:
         """Return what e of values is expected to be after the intervention, beside z, (B, M); None without one."""

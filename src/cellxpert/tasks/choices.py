@@ -22,7 +22,7 @@ from cellxpert.metrics import baselines
 from cellxpert.steering import Anchors
 from cellxpert.tasks.bins import bins_at, bins_of, measured
 from cellxpert.tasks.interventions import Request
-from cellxpert.tasks.reference import medoid_anchors, unseen_weights
+from cellxpert.tasks.reference import medoid_anchors
 from cellxpert.tasks.screens import Screen
 
 __all__ = [
@@ -164,24 +164,25 @@ def held_bins(job: Screen, request: Request, sites: Sites, *, start_NM: Tensor) 
 
 
 def intervention(job: Screen, request: Request) -> Intervention:
-    """Return the request as the network takes it; what was never perturbed is carried over by its embedding, if there is one."""
+    """Return the request as the network takes it; what was never perturbed is carried over from what was."""
     assert job.perturbations is not None
-    seen, part = list(job.perturbations.targets), job.network.factors.intervention
+    part = job.network.factors.intervention
     assigned = job.perturbations.assign_genes([request.genes], [request.doses(job.perturbations.kind)], job.vocabulary)
     code_BIS = torch.zeros(1, len(request.genes), part.code.weight.shape[1])
+    usual_BI = torch.ones(1, len(request.genes))
     for i, gene in enumerate(request.genes):
-        if job.embedding is None or gene in seen:
+        if gene not in job.carried:
             continue
-        effect_GV = (part.code.weight @ part.direct.weight.T).detach().double().numpy()
-        weight_T = unseen_weights(job.embedding, seen=seen, gene=gene, effect_GV=effect_GV)
-        if weight_T is not None:
-            code_BIS[0, i] = torch.from_numpy(weight_T).float() @ part.code.weight.detach()
+        weight_G = job.carried[gene]
+        code_BIS[0, i] = weight_G @ part.code.weight.detach()
+        usual_BI[0, i] = weight_G.sum()
     return Intervention(
         feature_BI=torch.from_numpy(assigned.feature_NI),
         target_BI=torch.from_numpy(assigned.target_NI),
         dose_BI=torch.from_numpy(assigned.dose_NI),
         before=True,
         code_BIS=code_BIS,
+        usual_BI=usual_BI,
     )
 
 

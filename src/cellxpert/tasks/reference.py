@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +28,9 @@ __all__ = ["Observed", "medoid_anchors", "trivial_effects", "unseen_weights"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-RIDGES = tuple(float(r) for r in np.logspace(-2, 3, 16))
-"""Penalties tried."""
+RIDGES = tuple(float(r) for r in np.logspace(3, -2, 16))
+CONSTANTS = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+"""Penalties, and kernels between any two genes, that are tried."""
 MAX_ANCHOR_CELLS = 500
 """Perturbed cells among which medoids are sought, and whose distance to them is aimed at."""
 MAX_T = 10.0
@@ -180,38 +182,42 @@ def trivial_effects(
     return found
 
 
-def unseen_weights(embedding: pd.DataFrame, *, seen: Sequence[str], gene: str, effect_GV: Floats) -> Floats | None:
-    """How what was learned of seen genes carries over to one that was never perturbed: kernel ridge regression weights.
+def unseen_weights(
+    embedding: pd.DataFrame | None, *, seen: Sequence[str], genes: Sequence[str], effect_GV: Floats
+) -> Floats:
+    """How what was learned of seen genes carries over to others that were never perturbed: kernel ridge regression weights.
 
-    The kernel is the cosine of the embeddings' rows. The penalty is the one with which each seen gene is predicted best from the
-    others (in closed form), so that an embedding that tells nothing carries nothing over.
+    The kernel is the cosine of the embeddings' rows plus a constant, which carries over what all genes share. Constant and penalty
+    are those with which each seen gene is predicted best from the others (in closed form), so that an embedding that tells
+    nothing carries nothing over, and what only some genes do is not said of all.
 
     Parameters
     ----------
     embedding
-        A row per gene.
+        A row per gene; genes without a row are like no other.
     seen
         Genes that were perturbed.
-    gene
-        The gene asked for.
+    genes
+        The genes asked for.
     effect_GV
-        Effect of each seen gene beside the mean of all.
+        Effect of each seen gene.
 
     Returns
     -------
-    A weight per seen gene, 0 for those without a row; None where the gene, or every seen one, has none.
+    A weight per gene asked for and seen gene.
     """
-    known = [i for i, name in enumerate(seen) if name in embedding.index]
-    if gene not in embedding.index or not known:
-        return None
-
-    def rows(names: list[str]) -> Floats:
-        x = embedding.loc[names].to_numpy(np.float64)
-        return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-
-    known_TD, effect_TV = rows([seen[i] for i in known]), effect_GV[known]
-    inverse = {ridge: np.linalg.inv(known_TD @ known_TD.T + ridge * np.eye(len(known))) for ridge in RIDGES}
-    missed = {ridge: (((a @ effect_TV) / np.diag(a)[:, None]) ** 2).sum() for ridge, a in inverse.items()}
-    weight_T = np.zeros(len(seen))
-    weight_T[known] = inverse[min(RIDGES, key=missed.__getitem__)] @ (known_TD @ rows([gene])[0])
-    return weight_T
+    row_XD = np.zeros((len(seen) + len(genes), 1))
+    if embedding is not None:
+        row_XD = embedding.reindex([*seen, *genes], fill_value=0.0).to_numpy(np.float64)
+    row_XD = row_XD / np.maximum(np.linalg.norm(row_XD, axis=1, keepdims=True), 1e-12)
+    cosine_GX = row_XD[: len(seen)] @ row_XD.T
+    product_GG, best, weight_GQ = effect_GV @ effect_GV.T, np.inf, np.zeros((len(seen), len(genes)))
+    for constant, ridge in product(CONSTANTS, RIDGES):
+        kernel_GX = cosine_GX + constant
+        inverse_GG = np.linalg.inv(kernel_GX[:, : len(seen)] + ridge * np.eye(len(seen)))
+        missed = (
+            np.einsum("gh,hi,gi->g", inverse_GG, product_GG, inverse_GG, optimize=True) / np.diag(inverse_GG) ** 2
+        ).sum()
+        if missed < best * (1 - 1e-9):  # of equally good ones the first, which carries least over
+            best, weight_GQ = missed, inverse_GG @ kernel_GX[:, len(seen) :]
+    return weight_GQ.T

@@ -23,7 +23,7 @@ from cellxpert.data.perturbations import Perturbations, gene_ids
 from cellxpert.data.vocabulary import Vocabulary
 from cellxpert.nn.network import Network
 from cellxpert.tasks.interventions import Request
-from cellxpert.tasks.reference import Observed
+from cellxpert.tasks.reference import Observed, unseen_weights
 
 __all__ = ["Asked", "Screen", "Subjects"]
 
@@ -129,6 +129,17 @@ class Screen:
         """What is known of genes beside the data, with text as row names."""
         given = self.asked.embedding
         return None if given is None else given.set_axis(given.index.astype(str))
+
+    @functools.cached_property
+    def carried(self) -> dict[str, torch.Tensor]:
+        """Of each gene that was never perturbed, the weights with which the effects of those that were carry over to it."""
+        assert self.perturbations is not None
+        assert self.network.factors is not None
+        seen, part = self.perturbations.targets, self.network.factors.intervention
+        genes = sorted({gene for request in self.requests for gene in request.genes} - set(seen))
+        effect_GV = (part.code.weight @ part.direct.weight.T + part.usual.weight.T).detach().double().numpy()
+        weight_QG = unseen_weights(self.embedding, seen=seen, genes=genes, effect_GV=effect_GV)
+        return dict(zip(genes, torch.from_numpy(weight_QG).float(), strict=True))
 
     @functools.cached_property
     def place_G(self) -> Ints:
