@@ -21,11 +21,13 @@ from sklearn.linear_model import LogisticRegression
 from benchmarks.holdout import (
     CONTROL,
     Fold,
+    held_out_half,
     held_out_replicate,
     leave_pairs_out,
     leave_targets_out,
     leave_types_out,
 )
+from benchmarks.registry import missing_files
 from cellxpert.metrics import read_gmt
 
 __all__ = [
@@ -36,7 +38,6 @@ __all__ = [
     "PerturbationSplit",
     "gene_sets",
     "log1p_scaled",
-    "missing_files",
     "signatures",
     "synthetic_network",
     "toy",
@@ -103,14 +104,6 @@ class PerturbationSet:
     def missing(self, data_dir: Path | None) -> str:
         """Why the data cannot be read here; empty when they can."""
         return missing_files(self.files, data_dir)
-
-
-def missing_files(files: Sequence[str], data_dir: Path | None) -> str:
-    """Why files cannot be read here; empty when they can."""
-    if files and data_dir is None:
-        return f"{files[0]} needs --data DIR or $CELLXPERT_DATA"
-    lacking = [file for file in files if not (data_dir / file).exists()]
-    return f"{data_dir} has no {', '.join(lacking)}" if lacking else ""
 
 
 def gene_sets(data_dir: Path | None) -> Mapping[str, Sequence[str]]:
@@ -231,12 +224,13 @@ def signatures(data_dir: Path) -> tuple[dict[str, list[str]], list[str]]:
 
 _OURS = ("cellxpert-learned", "cellxpert-learned-gene-sets")
 _CONSTANT = ("control_mean", "perturbed_mean", "perturbed_mean_cells", "target_only")
-_LEARNT = ("linear", "knn", "linear_gene_sets", "knn_gene_sets", "knn_gene_sets_shrunk")
+_LEARNT = ("linear", "knn", "linear_gene_sets", "knn_gene_sets", "knn_gene_sets_shrunk", "kernel_gene_sets")
 _ZERO_SHOT = ("gauss_conditional", "control_stratified")
 _UNSEEN = ("ceiling", *_CONSTANT, *_LEARNT, *_ZERO_SHOT, *_OURS, "cellxpert-zero-shot")
 _SEEN = (
     "ceiling",
     "same_condition",
+    "anchor_mean",
     "same_condition_shrunk",
     "random_medoid",
     *_CONSTANT[:2],
@@ -246,6 +240,7 @@ _SEEN = (
     "cellxpert-anchored",
 )
 _NETWORK = ("ceiling", *_CONSTANT, "linear", "knn", *_ZERO_SHOT, "cellxpert-learned", "cellxpert-zero-shot")
+_HALF = ("ceiling", *_CONSTANT, *_ZERO_SHOT, "same_condition", "same_condition_shrunk", "cellxpert-learned")
 _PAIRS = (
     "ceiling",
     "control_mean",
@@ -304,6 +299,7 @@ PERTURBATION: Mapping[str, PerturbationSet] = {
         read=synthetic_network,
         splits=(
             PerturbationSplit(name="unseen-half", make=partial(leave_targets_out, n_folds=2), methods=_NETWORK),
+            PerturbationSplit(name="seen-targets", make=held_out_half, methods=_HALF),
             PerturbationSplit(
                 name="unseen-pairs",
                 make=partial(leave_pairs_out, n_folds=2),

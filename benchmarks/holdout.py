@@ -11,7 +11,16 @@ from dataclasses import dataclass
 import anndata
 import numpy as np
 
-__all__ = ["CONTROL", "Fold", "Held", "held_out_replicate", "leave_pairs_out", "leave_targets_out", "leave_types_out"]
+__all__ = [
+    "CONTROL",
+    "Fold",
+    "Held",
+    "held_out_half",
+    "held_out_replicate",
+    "leave_pairs_out",
+    "leave_targets_out",
+    "leave_types_out",
+]
 
 CONTROL = "control"
 
@@ -101,6 +110,20 @@ def held_out_replicate(adata: anndata.AnnData, rng: np.random.Generator, *, repl
     ]
     train = np.concatenate([base, *[np.setdiff1d(rows[one.condition], out) for one in held]])
     return [Fold(train=train, held=tuple(held))]
+
+
+def held_out_half(adata: anndata.AnnData, rng: np.random.Generator) -> list[Fold]:
+    """Single targets are learnt from half of their cells."""
+    rows = _rows(adata)
+    base, truth_control = _halves(rows.pop(CONTROL), rng)
+    train, held = [base], []
+    for condition, cells in rows.items():
+        if "+" in condition:
+            continue
+        seen, truth = _halves(cells, rng)
+        train.append(seen)
+        held.append(Held(condition=condition, truth=truth, truth_control=truth_control, base=base))
+    return [Fold(train=np.concatenate(train), held=tuple(held))]
 
 
 def leave_types_out(adata: anndata.AnnData, rng: np.random.Generator) -> list[Fold]:

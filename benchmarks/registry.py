@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-__all__ = ["TASKS", "Case", "Measurement", "Options", "Task", "get_task"]
+__all__ = ["TASKS", "Case", "Measurement", "Options", "Task", "get_task", "missing_files"]
 
 TASKS: Mapping[str, str] = {
     "annotation": "benchmarks.tasks.annotation",
@@ -111,6 +111,14 @@ class Task:
     plot: Callable[[pd.DataFrame, Path], Sequence[Path]]
     isolate: bool = True
     threads: int | None = None
+
+
+def missing_files(files: Sequence[str], data_dir: Path | None) -> str:
+    """Why files cannot be read here; empty when they can."""
+    if files and data_dir is None:
+        return f"{files[0]} needs --data DIR or $CELLXPERT_DATA"
+    lacking = [file for file in files if not (data_dir / file).exists()]
+    return f"{data_dir} has no {', '.join(lacking)}" if lacking else ""
 
 
 def get_task(name: str) -> Task:

@@ -89,6 +89,8 @@ PERTURBATION: Mapping[str, Entry] = {
         "linear_gene_sets",
         "knn_gene_sets",
         "knn_gene_sets_shrunk",
+        "kernel_gene_sets",
+        "anchor_mean",
         "same_condition",
         "same_condition_shrunk",
         "additive",

@@ -13,11 +13,13 @@ from functools import cached_property, partial
 
 import anndata
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from cellxpert.metrics import baselines, centroids, gene_set_embedding, target_mask
+from cellxpert.tasks.reference import unseen_weights
 
-__all__ = ["Baseline", "RandomMedoid", "SameCondition", "Training", "embed_targets"]
+__all__ = ["AnchorMean", "Baseline", "RandomMedoid", "SameCondition", "Training", "embed_targets"]
 
 GeneSets = Mapping[str, Sequence[str]]
 
@@ -54,6 +56,20 @@ class Training:
     def delta_TG(self) -> np.ndarray:
         """Effects of the perturbed conditions."""
         return self.centroids_TG - self.control_G
+
+    @property
+    def shrunk_delta_TG(self) -> np.ndarray:
+        """Effects less the share of sampling noise in their size, towards none (positive-part James-Stein)."""
+
+        def error(rows: np.ndarray) -> np.ndarray:
+            cells = self.adata.layers["log1p"][rows]
+            return (np.asarray(cells.power(2).mean(axis=0)) - np.asarray(cells.mean(axis=0)) ** 2).ravel() / len(rows)
+
+        control = np.flatnonzero(self.conditions == self.control)
+        noise = np.array([error(np.flatnonzero(self.conditions == name)) for name in self.names]) + error(control)
+        weight = 1 / np.maximum(error(control), 1e-12)
+        size = np.maximum((self.delta_TG**2 * weight).sum(axis=1), 1e-12)
+        return self.delta_TG * np.clip(1 - (noise * weight).sum(axis=1) / size, 0, 1)[:, None]
 
     @property
     def genes(self) -> list[str]:
@@ -108,6 +124,14 @@ class SameCondition(Baseline):
         """See :class:`benchmarks.methods.Predictor`."""
         rows = self.training.conditions == condition
         return self.training.adata.layers["log1p"][rows].toarray()
+
+
+class AnchorMean(Baseline):
+    """The same rule; as cells, the mean itself: what an average is worth as a population."""
+
+    def predict_cells(self, condition: str) -> np.ndarray:
+        """See :class:`benchmarks.methods.Predictor`."""
+        return np.tile(self.predict([condition]), (2, 1))
 
 
 def embed_targets(conditions: Sequence[str], gene_sets: GeneSets) -> np.ndarray:
@@ -192,6 +216,13 @@ def _knn_gene_sets(training: Training, asked: Sequence[str], sets: GeneSets, *, 
     embedding, n = embed_targets([*training.names, *asked], sets), len(training.names)
     embeddings = {"target_embedding_TD": embedding[:n], "query_embedding_QD": embedding[n:]}
     return baselines.knn(training.delta_TG, **embeddings, shrink=shrink)
+
+
+def _kernel_gene_sets(training: Training, asked: Sequence[str], sets: GeneSets) -> np.ndarray:
+    """What ours carries over to unseen targets, without the network: effects shrunk by their noise, kernel ridge regression."""
+    embedding = pd.DataFrame(embed_targets([*training.names, *asked], sets), index=[*training.names, *asked])
+    delta_TG = training.shrunk_delta_TG
+    return unseen_weights(embedding, seen=training.names, genes=asked, effect_GV=delta_TG) @ delta_TG
 
 
 def _same_condition(training: Training, asked: Sequence[str], sets: GeneSets) -> np.ndarray:
@@ -310,7 +341,9 @@ knn = _maker(_knn)
 linear_gene_sets = _maker(_linear_gene_sets)
 knn_gene_sets = _maker(_knn_gene_sets)
 knn_gene_sets_shrunk = _maker(partial(_knn_gene_sets, shrink=True))
+kernel_gene_sets = _maker(_kernel_gene_sets)
 same_condition = _maker(_same_condition, SameCondition)
+anchor_mean = _maker(_same_condition, AnchorMean)
 random_medoid = _maker(_same_condition, RandomMedoid)
 same_condition_shrunk = _maker(_same_condition_shrunk)
 additive = _maker(_additive)

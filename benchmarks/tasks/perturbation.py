@@ -17,7 +17,6 @@ from benchmarks.data_sets_perturbation import (
     PerturbationSet,
     PerturbationSplit,
     gene_sets,
-    missing_files,
     signatures,
 )
 from benchmarks.holdout import CONTROL, Fold, Held
@@ -26,8 +25,10 @@ from benchmarks.methods import PERTURBATION as METHODS
 from benchmarks.methods import Predictor, make_predictor
 from benchmarks.methods.lists import LISTS
 from benchmarks.perturbation_scores import Panel, causal_scores, list_scores, panel_scores
-from benchmarks.registry import Case, Measurement, Options, Task
+from benchmarks.registry import Case, Measurement, Options, Task, missing_files
 from benchmarks.render import dot_plot, family, method_table
+from benchmarks.responders import FILES as RESPONDER_FILES
+from benchmarks.responders import METHODS_OF_RESPONDERS, predict_responders
 from cellxpert import metrics
 
 __all__ = ["TASK", "move", "panel_of", "predict_lists", "predict_perturbations"]
@@ -52,6 +53,7 @@ CAUSAL = {
     "descendant_auroc_net": True,
 }
 OF_LISTS = {"auroc": True, "auroc_gain": True, "specificity": True, "precision_at_50": True}
+OF_RESPONDERS = {"auroc_shuffled": False, "p_shuffled": False}
 MAX_CELLS = 300
 
 
@@ -233,6 +235,15 @@ def cases(options: Options) -> Iterator[Case]:
             run=partial(_ablate, options=options, seed=0),
             missing=PERTURBATION["perturb_papalexi2021"].missing(options.data_dir),
         )
+    for method in () if options.quick else METHODS_OF_RESPONDERS:
+        yield Case(
+            data="perturb_gasperini2019_k562",
+            split="responders",
+            seed=0,
+            method=method,
+            run=partial(predict_responders, method=method, seed=0, options=options),
+            missing=missing_files(RESPONDER_FILES, options.data_dir),
+        )
     files = (f"{SIGNATURES}.json.gz", *VOCABULARY)
     for method in () if options.quick else LISTS:
         yield Case(
@@ -260,7 +271,8 @@ def report(frame: pd.DataFrame) -> str:
             parts += [f"## {data}, ablation", method_table(rows, columns | {"energy_distance": False, "r_hat": False})]
             continue
         if "auroc" in present:
-            parts += [f"## {data}, {split}", method_table(rows, OF_LISTS)]
+            shown = {m: higher for m, higher in (OF_LISTS | OF_RESPONDERS).items() if m in present}
+            parts += [f"## {data}, {split}", method_table(rows, shown)]
             continue
         shown = SHOWN | ({"energy_distance": False} if "energy_distance" in present else {})
         shown |= CAUSAL if "descendant_auroc_net" in present else {}
@@ -277,8 +289,7 @@ def report(frame: pd.DataFrame) -> str:
 
 def plot(frame: pd.DataFrame, stem: Path) -> Sequence[Path]:
     """Draw PDS and Pearson scores of every run."""
-    rows = frame[frame["metric"] != "auroc"]
-    rows = rows[rows["data"] != SIGNATURES]
+    rows = frame[frame["metric"].isin(["pds_cosine", "pds_l1", "pearson_delta"])]
     known = [method for method in ("ceiling", *METHODS) if method in set(rows["method"])]
     order = [*known, *sorted(set(rows["method"]) - set(known))]
     path = stem.with_name(stem.name + ".png")

@@ -10,11 +10,12 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from benchmarks.registry import Case, Measurement, Options, Task
+from benchmarks.registry import Case, Measurement, Options, Task, missing_files
 from benchmarks.render import markdown
 
 __all__ = ["BARS", "TASK", "call", "judge"]
 
+SCREENED = "perturb_papalexi2021.h5ad"
 TOKENS = 4096
 """Tokens of a batch: cells = TOKENS / length."""
 
@@ -36,6 +37,8 @@ BARS: tuple[tuple[str, str, str, str, float], ...] = (
     ("steps-1024", "cellxpert-base", "speed_vs_bert_four_passes", ">=", 100.0),
     ("steps-1024", "cellxpert-base", "speed_vs_bert_two_passes", ">=", 60.0),
     ("pseudo-likelihood-1024", "cellxpert-base", "speed_vs_masked_passes", ">=", 1000.0),
+    ("screen-25", "cellxpert-learned", "minutes", "<=", 10.0),
+    ("screen-25", "cellxpert-anchored", "minutes", "<=", 10.0),
 )
 """(split, method, metric, relation, bar)."""
 
@@ -68,6 +71,12 @@ def cases(options: Options) -> Iterator[Case]:
     for what, function in (("steps", "steps"), ("pseudo-likelihood", "pseudo_likelihood")):
         run = partial(call, sampling, function, length=length, repeats=repeats)
         yield Case(data="random_tokens", split=f"{what}-{length}", seed=0, method="cellxpert-base", run=run)
+    if not quick:
+        run = partial(call, "benchmarks.speed.screen", "screen", file=options.data_dir and options.data_dir / SCREENED)
+        missing = missing_files((SCREENED,), options.data_dir)
+        yield Case(
+            data="perturb_papalexi2021", split="screen-25", seed=0, method="cellxpert-learned", run=run, missing=missing
+        )
 
 
 def judge(frame: pd.DataFrame) -> pd.DataFrame:

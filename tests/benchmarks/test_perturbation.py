@@ -10,6 +10,7 @@ from benchmarks.data_sets_perturbation import PERTURBATION, SIGNATURES, gene_set
 from benchmarks.holdout import (
     CONTROL,
     Fold,
+    held_out_half,
     held_out_replicate,
     leave_pairs_out,
     leave_targets_out,
@@ -20,6 +21,7 @@ from benchmarks.methods import make_predictor
 from benchmarks.methods.lists import LISTS
 from benchmarks.perturbation_scores import Panel, auroc, list_scores, panel_scores
 from benchmarks.registry import Options
+from benchmarks.responders import METHODS_OF_RESPONDERS, responder_scores
 from benchmarks.tasks.perturbation import TASK, predict_lists, predict_perturbations
 from sklearn.metrics import roc_auc_score
 
@@ -99,6 +101,17 @@ def test_a_replicate_is_left_out(cells):
         assert set(replicates[np.concatenate([one.truth, one.truth_control, one.level])]) == {"rep_2"}
 
 
+def test_half_of_the_cells_is_left_out(cells):
+    (fold,) = held_out_half(cells, np.random.default_rng(0))
+    _check_apart(cells, [fold])
+    conditions = cells.obs["condition"].to_numpy()
+    assert {one.condition for one in fold.held} == {c for c in conditions if c != CONTROL and "+" not in c}
+    for one in fold.held:
+        own = np.flatnonzero(conditions == one.condition)
+        assert len(one.truth) == len(own) // 2 + len(own) % 2
+        assert set(own) - set(one.truth) <= set(fold.train)
+
+
 def test_types_are_left_out_but_for_half_of_their_control_cells():
     adata = _typed()
     folds = leave_types_out(adata, np.random.default_rng(0))
@@ -139,6 +152,29 @@ def test_same_condition_returns_what_was_trained_on(cells):
     own = seen.layers["log1p"][(seen.obs["condition"] == "t1c").to_numpy()].toarray()
     np.testing.assert_allclose(method.predict(["t1c"])[0], own.mean(axis=0))
     np.testing.assert_array_equal(method.predict_cells("t1c"), own)
+
+
+def test_an_average_is_no_population(cells):
+    scores = {name: _scores(name, split="seen-targets") for name in ("same_condition", "anchor_mean")}
+    assert scores["anchor_mean"]["energy_distance"] > scores["same_condition"]["energy_distance"] + 0.1
+    del scores["anchor_mean"]["energy_distance"], scores["anchor_mean"]["strong_energy_distance"]
+    assert {name: scores["same_condition"][name] for name in scores["anchor_mean"]} == pytest.approx(
+        scores["anchor_mean"]
+    )
+
+
+def test_kernel_regression_carries_pathways_over_and_shrinks_what_is_unknown():
+    scores = _scores("kernel_gene_sets")
+    assert scores["pds_cosine"] > 0.75
+    assert scores["pearson_delta"] > 0.7
+    fold = SPLITS["unseen-targets"].make(toy(), np.random.default_rng(0))[0]
+    seen = toy()[fold.train].copy()
+    method = make_predictor(METHODS["kernel_gene_sets"], seed=0, quick=True, gene_sets=gene_sets(None))
+    method.fit(seen, seen.obs.pop("condition").to_numpy(), control=CONTROL)
+    size = [
+        np.linalg.norm(profile - method.training.control_G) for profile in method.predict([fold.held[0].condition, "?"])
+    ]
+    assert size[1] < 0.5 * size[0]
 
 
 @pytest.mark.parametrize("name", ["mean_shift", "nearest_type_shift", "latent_shift"])
@@ -241,6 +277,24 @@ def test_list_scores_against_loops():
     np.testing.assert_allclose(constant["specificity"], 0.5)
 
 
+def test_responder_scores_against_loops():
+    rng = np.random.default_rng(1)
+    scores, responds = rng.integers(0, 9, (6, 40)).astype(float), rng.random((6, 40)) < 0.3
+    scores += 4 * responds
+    found = responder_scores(scores, responds, n_shuffles=200)
+    areas = np.array([[roc_auc_score(responds[j], scores[i]) for j in range(6)] for i in range(6)])
+    assert found["auroc"] == pytest.approx(np.diag(areas).mean())
+    assert found["auroc_shuffled"] == pytest.approx(
+        np.mean([areas[i, j] for i in range(6) for j in range(6) if i != j])
+    )
+    assert found["specificity"] == pytest.approx(
+        np.mean([areas[i, j] < areas[i, i] for i in range(6) for j in range(6) if i != j])
+    )
+    assert found["p_shuffled"] < 0.05
+    blind = responder_scores(rng.random((6, 40)), responds, n_shuffles=200)
+    assert blind["p_shuffled"] > 0.05
+
+
 def test_scaling_to_the_median_total():
     counts = np.array([[1, 3], [2, 6], [0, 0], [10, 10]])
     got = log1p_scaled(sp.csr_matrix(counts)).toarray()
@@ -284,7 +338,9 @@ def test_frequency_of_responders_is_what_another_study_found(real_data: Path) ->
 def test_cases():
     full, quick = TASK.cases(Options()), TASK.cases(Options(quick=True))
     assert {case.data for case in quick} == {"toy"}
-    assert {case.data for case in full} == (set(PERTURBATION) | {SIGNATURES}) - {"toy"}
+    of_cells = [case for case in full if case.split == "responders"]
+    assert [case.method for case in of_cells] == list(METHODS_OF_RESPONDERS)
+    assert {case.data for case in full if case not in of_cells} == (set(PERTURBATION) | {SIGNATURES}) - {"toy"}
     assert all("CELLXPERT_DATA" in case.missing for case in full if case.data != "synthetic_network")
     assert not any(case.missing for case in quick)
     named = {method for data in PERTURBATION.values() for split in data.splits for method in split.methods}
