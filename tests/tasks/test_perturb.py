@@ -41,8 +41,9 @@ def same(one, other, *keys):
 # --- no effect ---------------------------------------------------------------------------------------------------------
 
 
-def nothing_happens(result):
-    table = result.table
+def nothing_happens(result, *, but=()):
+    """``but``: genes that are set."""
+    table, others = result.table[~result.table["variable"].isin(but)], ~np.isin(result.genes, but)
     for name in ("effect", "se", "log_fc"):
         assert (table[name].dropna() == 0).all(), name
     tested = table[~table["is_target"]]
@@ -50,7 +51,7 @@ def nothing_happens(result):
     assert (tested["adj_p_value"].dropna() == 1).all()
     assert tested["p_value"].notna().sum() > 40
     for values in result.expression.values():
-        np.testing.assert_array_equal(values["perturbed"], values["null"])
+        np.testing.assert_array_equal(values["perturbed"][:, others], values["null"][:, others])
     for values in result.latent.values():
         np.testing.assert_array_equal(values["perturbed"], values["null"])
     assert result.conditions["converged"].all()
@@ -69,7 +70,7 @@ def test_a_network_that_learned_nothing_of_interventions(make_job, screened):
         for weight in network.factors.intervention.parameters():
             weight.zero_()
         network.factors.intervention.response_V.zero_()
-    nothing_happens(screen(make_job([GENE, "gene_40"], network=network)))
+    nothing_happens(screen(make_job([GENE, "gene_40"], network=network)), but=[GENE, "gene_40"])
 
 
 @pytest.mark.parametrize(
@@ -204,6 +205,25 @@ def test_what_a_result_says(make_job, subjects, target):
         assert row["acceptance"] == pytest.approx(kept["acceptance"].mean())
         assert trace[trace["arm"] == "perturbed"]["distance"].notna().all()
         assert trace[trace["arm"] == "null"]["distance"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("target", "asked"), [("learned", {"gene_00": 0.0, "gene_01": 3.0}), ("anchored", {"gene_00": 0.0})]
+)
+def test_the_gene_itself_is_what_was_asked_for(make_job, target, asked):
+    """Its left-over counts are hidden in training, so that nothing is learned of it."""
+    result = screen(
+        make_job([{gene: ("fold", fold) if fold else "knockout"} for gene, fold in asked.items()], target=target)
+    )
+    for gene, fold in asked.items():
+        (values,) = (v for (name, _), v in result.expression.items() if name.startswith(gene))
+        at = list(result.genes).index(gene)
+        for told, plain in (("perturbed", "null"), ("drawn", "start")):
+            np.testing.assert_allclose(np.expm1(values[told][:, at]), fold * np.expm1(values[plain][:, at]), rtol=1e-4)
+        (row,) = result.table[result.table["is_target"] & (result.table["variable"] == gene)].to_dict("records")
+        assert np.sign(row["effect"]) == np.sign(row["log_fc"]) == np.sign(fold - 1)
+        assert abs(row["log_fc"]) > 0.5
+        assert np.isnan(row["p_value"])
 
 
 def test_genes_that_were_never_perturbed_are_said_to_be(make_job):

@@ -171,10 +171,16 @@ def _predict(job: Screen, request: Request, group: str, null: _Null) -> Part:
         aim=aim,
     )
     level_NV, count_NV = null.readout.outcome(arm, intervention)
+    drawn_NV, own = null.readout.drawn(arm, null.start_NV), job.own(request)
+    if job.target != "zero-shot" and own:  # there they are held; here nothing was learned of what they become
+        level_NV[:, own] = choices.set_levels(job, request, null.outcome[0][:, own])
+        drawn_NV[:, own] = choices.set_levels(job, request, null.start_NV[:, own])
+        fold_M = [fold for gene, fold in zip(request.genes, request.fold, strict=True) if gene in job.features]
+        count_NV[:, own] = null.outcome[1][:, own] * np.array(fold_M)
     held = choices.regulators_of(job, request)
     level_NV[:, held], count_NV[:, held] = null.outcome[0][:, held], null.outcome[1][:, held]
     is_target_V, is_movable_V = np.zeros(job.network.n_features, bool), np.zeros(job.network.n_features, bool)
-    is_target_V[job.own(request)] = True
+    is_target_V[own] = True
     is_movable_V[sites.movable] = True
     key, start_NG = (request.name, group), null.start_NV[:, place_G]
     draws = _draws(job, population, arm, null.arm)
@@ -196,7 +202,7 @@ def _predict(job: Screen, request: Request, group: str, null: _Null) -> Part:
             "start": start_NG,
             "perturbed": level_NV[:, place_G],
             "null": null.outcome[0][:, place_G],
-            "drawn": null.readout.drawn(arm, null.start_NV)[:, place_G],
+            "drawn": drawn_NV[:, place_G],
         },
         latent={"start": null.start_latent, "perturbed": null.readout.latent(arm), "null": null.latent},
         cells=[str(job.subjects.names[i]) for i in population.rows],
