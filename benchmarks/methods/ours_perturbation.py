@@ -109,7 +109,7 @@ class Ours:
 class OursStimulus(Ours):
     """A stimulus that names no gene, learned from the other cell types and put to the control cells of the one asked for.
 
-    Conditions are the types of stimulated cells. The 1,000 most variable genes respond, the others are predicted unchanged.
+    Conditions are the types of stimulated cells. The 4,000 most variable genes respond, the others are predicted unchanged.
     """
 
     def fit(self, adata: anndata.AnnData, conditions: np.ndarray, *, control: str) -> None:
@@ -122,7 +122,7 @@ class OursStimulus(Ours):
         adata.obs["cell_type"], adata.obs[KEY] = types, np.where(self.conditions == control, control, "stimulus")
         self.adata = adata
         cx.CellxPert.setup_anndata(adata, perturbation_key=KEY, control_category=control)
-        config = cx.config.preset("nano").replace(n_genes=1000)
+        config = cx.config.preset("nano").replace(n_genes=4000)
         self.model = cx.CellxPert(adata, config=config, seed=self.seed)
         self.model.train(max_epochs=1 if self.quick else 3, train_size=1.0, progress_bar=False)
 

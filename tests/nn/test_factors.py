@@ -37,8 +37,8 @@ def make_factors(*, n_targets=0, n_factors=R, seed=0):
         factors.level_MK.copy_(torch.tensor([[0.0, 0.3, 0.7, 1.1, 2.0], [0.0, 0.5, 0.6, 0.9, 1.5]]))
         factors.centre_V.normal_(generator=generator)
         factors.scale_V.uniform_(0.5, 2.0, generator=generator)
-        factors.variance_V.uniform_(0.2, 1.0, generator=generator)
         if n_targets:
+            factors.intervention.log_usual_VK.normal_(generator=generator)
             factors.intervention.response_V.uniform_(0.0, 2.0, generator=generator)
     return factors
 
@@ -92,6 +92,14 @@ def sums(factors, seen):
         numerator += read * e
         precision += read**2
     return numerator, precision
+
+
+def moved_by(factors, feature, z, tilt):
+    """How far a mean moves that is usual, told of z, when the odds of bins change by exp(tilt * magnitude) as well."""
+    usual = factors.intervention.log_usual_VK[feature].numpy()
+    odds = [np.exp(usual + answer(factors, feature, z, t)) for t in (tilt, 0.0)]
+    told, plain = (o / o.sum() for o in odds)
+    return (told - plain) @ factors.level_MK[feature % 2].numpy()
 
 
 def answer(factors, feature, z, shift=0.0):
@@ -304,6 +312,7 @@ def test_an_answer_is_a_gaussian_whose_mean_follows_the_factors():
         for weight in factors.intervention.parameters():
             weight.zero_()
         factors.intervention.usual.weight[:, 0] = shift
+        factors.intervention.log_usual_VK.copy_(prior_VK)
     after = factors.intervene(Evidence(sum_BR=nothing[0], precision_BR=nothing[0]), _one(0, 0))
     p_VK = (prior_VK + factors(query, after)[0]).softmax(-1)
     moved = ((p_VK * grid).sum(-1) - torch.from_numpy(centre)) * factors.scale_V
@@ -412,7 +421,9 @@ def test_answers_after_an_intervention_are_those_of_a_loop(kind, with_values):
                     if s and f >= 0:
                         f, v = int(f), int(v)
                         more, certain = sums(factors, {f: v})
-                        expected = acts * shift_of(factors, b, f) * factors.variance_V[f] * factors.scale_V[f]
+                        expected = factors.scale_V[f] * moved_by(
+                            factors, f, numerator / (1 + precision), acts * shift_of(factors, b, f)
+                        )
                         total = total + more - factors.read.weight[f].detach().numpy() * float(expected)
                         certainty = certainty + certain
             tilt = acts * shift_of(factors, b, feature)
@@ -481,7 +492,9 @@ def test_a_value_where_the_intervention_puts_it_says_nothing():
     feature = 4
     with torch.no_grad():
         shift = factors.shift(torch.tensor([[feature]]).expand(4, -1), evidence)[0, 0]
-        factors.level_MK[feature % 2, 3] = factors.centre_V[feature] + factors.variance_V[feature] * shift
+        factors.centre_V[feature] = factors.level_MK[feature % 2, 3] - moved_by(
+            factors, feature, np.zeros(R), float(shift)
+        )
     seen = {
         "value_feature_BM": torch.full((4, 1), feature),
         "value_bin_BM": torch.full((4, 1), 3),
@@ -566,7 +579,9 @@ def test_interventions_begin_at_effects_that_were_observed():
     part = make_factors(n_targets=G).intervention
     generator = torch.Generator().manual_seed(0)
     usual, code, direct, pair = (torch.randn(*n, generator=generator) for n in ((V,), (G, 3), (V, 3), (V, 3)))
-    part.start_from(usual_V=usual, code_GS=code, direct_VS=direct, pair_VS=pair)
+    log_p = torch.randn(V, K).double()
+    part.start_from(log_usual_VK=log_p, usual_V=usual, code_GS=code, direct_VS=direct, pair_VS=pair)
+    close(part.log_usual_VK, log_p.numpy(), 1e-6)
     close(part.code.weight @ part.direct.weight.T, (code @ direct.T).double().numpy(), 1e-6)
     close(part.usual.weight[:, 0], usual.double().numpy())
     close(part.pair.weight[:, :3], pair.double().numpy())
@@ -589,7 +604,7 @@ def test_weights_and_what_the_model_starts_from_travel_through_files(make_networ
         "level_MK",
         "centre_V",
         "scale_V",
-        "variance_V",
+        "intervention.log_usual_VK",
         "intervention.response_V",
         "intervention.code.weight",
     } <= names

@@ -85,12 +85,10 @@ class Factors(nn.Module):
         self.read = nn.Embedding(n_features, n_factors)
         self.answer = nn.Embedding(n_features, n_factors)
         self.zero = nn.Embedding(n_features, n_factors)
-        self.intervention = _Intervention(n_features, n_targets) if n_targets else None
+        self.intervention = _Intervention(n_features, n_targets, n_bins) if n_targets else None
         self.register_buffer("level_MK", magnitude_scale(n_bins).expand(n_modalities, -1).clone())
         self.register_buffer("centre_V", torch.zeros(n_features))
         self.register_buffer("scale_V", torch.ones(n_features))
-        self.variance_V: Tensor
-        self.register_buffer("variance_V", torch.ones(n_features))
         self.register_buffer("modality_V", modality_V, persistent=False)
 
     @torch.no_grad()
@@ -113,7 +111,6 @@ class Factors(nn.Module):
         self.level_MK.copy_(level_MK)
         self.centre_V.copy_(centre_V)
         self.scale_V.copy_(1 / (deviation_V * unique_V.sqrt()))
-        self.variance_V.copy_(deviation_V**2)
         n = loading_VR.shape[1]
         for table in (self.read, self.answer, self.zero):
             table.weight.zero_()
@@ -200,11 +197,23 @@ class Factors(nn.Module):
         return code_BQ + pair_BQ + part.usual(query_BQ)[..., 0] * evidence.usual_B[:, None]
 
     def expected(self, value_feature_BM: Tensor, evidence: Evidence) -> Tensor | None:
-        """Return what e of values is expected to be after the intervention, beside z, (B, M); None without one."""
+        """Return how far the intervention is expected to move e of values, beside z, (B, M); None without one.
+
+        That is the difference of means of two distributions: what is usual, tilted by z of the context, and the same told of the
+        intervention. A strong effect, or one on a gene that this cell lacks, is not its tilt times a variance, and what is not
+        expected would be taken for another state of the cell.
+        """
         if evidence.code_BS is None:
             return None
+        assert self.intervention is not None
         feature_BM = value_feature_BM.clamp(min=0)
-        return self.shift(feature_BM, evidence) * self.variance_V[feature_BM] * self.scale_V[feature_BM]
+        context = {"sum_BQR": evidence.sum_BR[:, None], "precision_BQR": evidence.precision_BR[:, None]}
+        before = Evidence(sum_BR=evidence.sum_BR, precision_BR=evidence.precision_BR)
+        log_p_BMK = self.intervention.log_usual_VK[feature_BM] + self.tilt(feature_BM, before, **context)
+        level_BMK = self.levels(feature_BM)
+        told_BMK = log_p_BMK + self.shift(feature_BM, evidence)[..., None] * level_BMK
+        moved_BM = ((told_BMK.softmax(-1) - log_p_BMK.softmax(-1)) * level_BMK).sum(-1)
+        return moved_BM * self.scale_V[feature_BM]
 
     def forward(
         self,
@@ -245,7 +254,7 @@ class Factors(nn.Module):
 class _Intervention(nn.Module):
     """What setting genes from outside does."""
 
-    def __init__(self, n_features: int, n_targets: int) -> None:
+    def __init__(self, n_features: int, n_targets: int, n_bins: int) -> None:
         super().__init__()
         self.usual = nn.Embedding(n_features, 1)
         self.code = nn.Embedding(n_targets, N_CODES)
@@ -254,10 +263,18 @@ class _Intervention(nn.Module):
         # how far each feature follows genes that were never perturbed: fitted after training (see training/refit.py)
         self.response_V: Tensor
         self.register_buffer("response_V", torch.ones(n_features))
+        self.log_usual_VK: Tensor
+        self.register_buffer("log_usual_VK", torch.zeros(n_features, n_bins))
 
     @torch.no_grad()
-    def start_from(self, *, usual_V: Tensor, code_GS: Tensor, direct_VS: Tensor, pair_VS: Tensor) -> None:
-        """Begin at effects that were observed; missing directions stay 0."""
+    def start_from(
+        self, *, log_usual_VK: Tensor, usual_V: Tensor, code_GS: Tensor, direct_VS: Tensor, pair_VS: Tensor
+    ) -> None:
+        """Begin at effects that were observed; missing directions stay 0.
+
+        ``log_usual_VK`` are log frequencies of bins where nothing was done, which effects are told from.
+        """
+        self.log_usual_VK.copy_(log_usual_VK)
         self.usual.weight.copy_(usual_V[:, None])
         for table, values in ((self.code, code_GS), (self.direct, direct_VS), (self.pair, pair_VS)):
             table.weight.zero_()

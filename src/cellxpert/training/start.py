@@ -161,6 +161,7 @@ def start_interventions(
             product_PS.T @ product_PS + penalty * np.eye(product_PS.shape[1]), product_PS.T @ left_PV
         ).T
     part.start_from(
+        log_usual_VK=torch.from_numpy(log_p_VK) if fresh else part.log_usual_VK,
         usual_V=torch.from_numpy(usual_V),
         code_GS=torch.from_numpy(code_GS),
         direct_VS=torch.from_numpy(direct_VS),
