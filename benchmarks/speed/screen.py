@@ -16,22 +16,19 @@ from benchmarks.registry import Measurement
 
 __all__ = ["screen"]
 
-TARGETS = ("learned", "anchored")
-"""Independent draws of the learned law; Markov chains."""
 
-
-def _ask(model_dir: str, file: str, folder: str | None, target: str) -> cx.PerturbResult:
+def _ask(model_dir: str, file: str, folder: str | None) -> cx.PerturbResult:
     """Every knock-out of the data, 200 control cells, 4 chains each."""
     adata = anndata.read_h5ad(file)
     model = cx.CellxPert.load(model_dir, adata)
     names = sorted(set(adata.obs["perturbation"].astype(str)) - {"control"})
     with warnings.catch_warnings(action="ignore", category=cx.errors.CellxPertWarning):  # silent genes, short chains
-        return model.perturb(names, target=target, n_chains=4, resume=folder, inplace=False, progress_bar=False, seed=0)
+        return model.perturb(names, n_chains=4, resume=folder, inplace=False, progress_bar=False, seed=0)
 
 
-def _killed(model_dir: str, file: str, folder: Path, target: str, *, after: int) -> int:
+def _killed(model_dir: str, file: str, folder: Path, *, after: int) -> int:
     """Run in a process that is killed once some conditions are kept; return how many are."""
-    process = multiprocessing.get_context("spawn").Process(target=_ask, args=(model_dir, file, str(folder), target))
+    process = multiprocessing.get_context("spawn").Process(target=_ask, args=(model_dir, file, str(folder)))
     process.start()
     while process.is_alive() and len(list(folder.glob("*.json"))) <= after:
         time.sleep(0.2)
@@ -46,22 +43,19 @@ def screen(*, file: Path) -> list[Measurement]:
     cx.CellxPert.setup_anndata(adata, perturbation_key="perturbation", control_category="control")
     model = cx.CellxPert(adata, preset="nano", seed=0)
     model.train(max_epochs=1, train_size=1.0, progress_bar=False)
-    found = []
-    for target in TARGETS:
-        with tempfile.TemporaryDirectory() as work:
-            model.save(f"{work}/model")
-            with measured() as cost:
-                whole = _ask(f"{work}/model", str(file), None, target)
-            kept = _killed(f"{work}/model", str(file), Path(work) / "kept", target, after=len(whole.conditions) // 2)
-            with measured() as rest:
-                resumed = _ask(f"{work}/model", str(file), f"{work}/kept", target)
-        if not whole.table.equals(resumed.table):
-            raise AssertionError("a resumed screen differs from an uninterrupted one")
-        values = {
-            "minutes": cost.seconds / 60,
-            "conditions": float(len(whole.conditions)),
-            "kept_at_kill": float(kept),
-            "minutes_resumed": rest.seconds / 60,
-        }
-        found.append(Measurement(method=f"cellxpert-{target}", metrics=values, seconds=cost.seconds, mib=cost.mib))
-    return found
+    with tempfile.TemporaryDirectory() as work:
+        model.save(f"{work}/model")
+        with measured() as cost:
+            whole = _ask(f"{work}/model", str(file), None)
+        kept = _killed(f"{work}/model", str(file), Path(work) / "kept", after=len(whole.conditions) // 2)
+        with measured() as rest:
+            resumed = _ask(f"{work}/model", str(file), f"{work}/kept")
+    if not whole.table.equals(resumed.table):
+        raise AssertionError("a resumed screen differs from an uninterrupted one")
+    values = {
+        "minutes": cost.seconds / 60,
+        "conditions": float(len(whole.conditions)),
+        "kept_at_kill": float(kept),
+        "minutes_resumed": rest.seconds / 60,
+    }
+    return [Measurement(method="cellxpert-learned", metrics=values, seconds=cost.seconds, mib=cost.mib)]

@@ -38,7 +38,6 @@ BARS: tuple[tuple[str, str, str, str, float], ...] = (
     ("steps-1024", "cellxpert-base", "speed_vs_bert_two_passes", ">=", 60.0),
     ("pseudo-likelihood-1024", "cellxpert-base", "speed_vs_masked_passes", ">=", 1000.0),
     ("screen-25", "cellxpert-learned", "minutes", "<=", 10.0),
-    ("screen-25", "cellxpert-anchored", "minutes", "<=", 10.0),
 )
 """(split, method, metric, relation, bar)."""
 
