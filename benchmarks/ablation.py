@@ -24,6 +24,7 @@ ANCHORED = {"n_cells": 50, "n_movable": 48}
 BLOCK = ANCHORED | {"kernel": "block"}
 PUBLISHED = BLOCK | {"temperature": 2.0}
 VARIANTS: Mapping[str, tuple[str, dict[str, object]]] = {
+    "zero-shot, token deletion": ("deletion", {}),
     "learned, fill-in": ("learned", ANCHORED | {"kernel": "fill-in"}),
     "learned, ancestral": ("learned", ANCHORED),
     "anchored, block MH": ("anchored", BLOCK),
@@ -41,19 +42,25 @@ VARIANTS: Mapping[str, tuple[str, dict[str, object]]] = {
     "anchored, K 32": ("anchored", BLOCK | {"n_anchors": 32}),
     "anchored, block of 1": ("anchored", BLOCK | {"block_size": 1}),
     "zero-shot, ancestral": ("zero-shot", ANCHORED),
-    "zero-shot, token deletion": ("deletion", {}),
 }
 """Name -> target and settings. Chains of all variants have the same number of steps."""
 N_STEPS = 80
 
 
-def ablate(*, options: Options, seed: int) -> list[Measurement]:
-    """Train once without the cells of one replicate, then ask in every way; six strong targets."""
-    data = PERTURBATION["perturb_papalexi2021"]
-    adata = data.read(options.data_dir)
+def ablate(
+    *,
+    options: Options,
+    seed: int,
+    data: str = "perturb_papalexi2021",
+    replicate: str = "rep_3",
+    variants: Mapping[str, tuple[str, dict[str, object]]] = VARIANTS,
+) -> list[Measurement]:
+    """Train once without the cells of one replicate, then ask for the strong targets in every way."""
+    data_set = PERTURBATION[data]
+    adata = data_set.read(options.data_dir)
     rng = np.random.default_rng([2022, seed + 1])
-    fold = held_out_replicate(adata, rng, replicate="rep_3")[0]
-    held = [one for one in fold.held if one.condition in data.strong]
+    fold = held_out_replicate(adata, rng, replicate=replicate)[0]
+    held = [one for one in fold.held if one.condition in data_set.strong]
     fold = replace(fold, held=tuple(held))
     seen = adata[fold.train].copy()
     conditions = seen.obs.pop("condition").to_numpy()
@@ -62,7 +69,7 @@ def ablate(*, options: Options, seed: int) -> list[Measurement]:
     network = method.model._trained().network
     targets = metrics.target_mask(sorted(set(adata.obs["condition"]) - {CONTROL}), list(adata.var_names)).any(axis=0)
     found = []
-    for name, (target, steering) in VARIANTS.items():
+    for name, (target, steering) in variants.items():
         method.target, method.steering = target, dict(steering)
         asked = [one.condition for one in held]
         with _weights(network, _unigram if "unigram" in name else None), measured() as cost:
@@ -79,11 +86,12 @@ def _deletion(method: Ours, asked: Sequence[str]) -> np.ndarray:
     """Take the gene's token out of control cells and decode the cell vector: one pass before, one after (the peers' way)."""
     from cellxpert.data.cells import Cells
     from cellxpert.data.tokens import tokenize
+    from cellxpert.exchange import collate
 
     model = method.model
     state = model._trained()
     tokens = tokenize(Cells.open(method.adata, model._setup), state.vocabulary, state.config.tokens)
-    collator, network = model._collator(tokens), state.network
+    collator, network = collate(state, tokens), state.network
     rows = np.flatnonzero(method.conditions == CONTROL)[:100]
     names = list(state.vocabulary.names)
     query = torch.arange(network.n_features)[None].expand(len(rows), -1)

@@ -6,6 +6,7 @@ import anndata
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from benchmarks.ablation import VARIANTS, ablate
 from benchmarks.data_sets_perturbation import PERTURBATION, SIGNATURES, gene_sets, log1p_scaled, toy
 from benchmarks.holdout import (
     CONTROL,
@@ -226,6 +227,25 @@ def test_setting_the_target_is_worth_something_only_where_targets_count():
 def test_cells_of_the_same_condition_are_nearer_than_control_cells():
     same, control = (_scores(name, split="seen-targets") for name in ("same_condition", "control_mean"))
     assert same["energy_distance"] < control["energy_distance"]
+
+
+def test_an_ablation_asks_one_network_in_many_ways():
+    small = {"n_cells": 12, "n_movable": 8}
+    variants = {
+        "deletion": VARIANTS["zero-shot, token deletion"],
+        "learned": ("learned", small),
+        "anchored": ("anchored", small | {"kernel": "block", "kappa": 0.1}),
+        "anchored, unigram": ("anchored", small | {"kernel": "block", "kappa": 0.1}),
+        "learned again": ("learned", small),
+    }
+    found = ablate(options=Options(quick=True), seed=0, data="toy", replicate="rep_2", variants=variants)
+    assert [one.method for one in found] == list(variants)
+    scores = {one.method: dict(one.metrics) for one in found}
+    assert scores["learned"] == scores["learned again"]  # whose weights were changed meanwhile
+    assert scores["anchored"] != scores["anchored, unigram"]
+    assert scores["deletion"]["pds_cosine"] < scores["learned"]["pds_cosine"]
+    assert "energy_distance" in scores["anchored"]
+    assert "energy_distance" not in scores["deletion"]
 
 
 # --- scores ---
