@@ -6,7 +6,7 @@ import torch
 from scipy.special import softmax
 
 import cellxpert as cx
-from cellxpert.batch import Intervention
+from cellxpert.batch import Batch, Intervention, Questions
 from cellxpert.data.cells import Cells
 from cellxpert.data.effects import condition_effects
 from cellxpert.data.perturbations import without_targets
@@ -51,7 +51,14 @@ def test_the_network_begins_at_the_observed_effects():
     rows = np.arange(adata.n_obs)
     start_from_data(network, vocabulary, tokens, rows=rows, assigned=assigned, seed=0)
     start_interventions(network, tokens, rows=rows, assigned=assigned, kept_G=np.zeros(4, bool))
+    # effects are told on the scale of counts in a usual cell: one count is log 2 where the smallest magnitude is the median one
     level_VK = vocabulary.decode(np.arange(vocabulary.n_features)[:, None], np.arange(vocabulary.n_bins))
+    value, one = level_VK[tokens.feature, tokens.bin], []
+    for i in rows:
+        own = value[tokens.start[i] : tokens.start[i + 1]]
+        one.append(own[own > 0].min())
+    level_VK = np.log1p(np.expm1(level_VK) / np.expm1(np.median(one)))
+    np.testing.assert_allclose(network.factors.intervention.counted_MK[0], level_VK[0], rtol=1e-4)
     effects = condition_effects(tokens, rows, assigned, level_VK=level_VK, n_targets=4)
     _check_effects(network, vocabulary, perturbations, effects)
     # two of the genes were learned before: they stay, and the others are told beside them
@@ -66,8 +73,22 @@ def test_the_network_begins_at_the_observed_effects():
     _check_effects(network, vocabulary, perturbations, effects)
 
 
+def _usual(network, told):
+    """Mean counts, on their scale, in a cell of which nothing is known."""
+    batch = Batch(
+        feature_T=torch.tensor([network.n_features]),
+        bin_T=torch.zeros(1, dtype=torch.int64),
+        lengths_B=torch.tensor([1]),
+        intervention=told,
+    )
+    query = torch.arange(network.n_features)[None]
+    with torch.no_grad():
+        logits = network.decode(Questions(query_BQ=query), network.memory(network.encode(batch)))[0]
+    return (logits.softmax(-1) * network.factors.intervention.counted_MK[0]).sum(-1).numpy()
+
+
 def _check_effects(network, vocabulary, perturbations, effects):
-    plain_V = network.blank_means(None).numpy()
+    plain_V = _usual(network, None)
     for g in range(4):
         (row,) = np.flatnonzero(effects.member_PG[:, g])
         feature = vocabulary.names.index(perturbations.targets[g])
@@ -77,6 +98,6 @@ def _check_effects(network, vocabulary, perturbations, effects):
             dose_BI=torch.tensor([[-1.0]]),
             before=True,
         )
-        found_V = network.blank_means(told).numpy() - plain_V
+        found_V = _usual(network, told) - plain_V
         assert np.corrcoef(found_V, effects.usual_V + effects.own_PV[row])[0, 1] > 0.99
         np.testing.assert_allclose(found_V, effects.usual_V + effects.own_PV[row], atol=0.1)

@@ -25,6 +25,7 @@ from cellxpert.nn.network import Network
 __all__ = ["start_from_data", "start_interventions", "tilts"]
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 RIDGE, LEAST_RIDGE = 0.1, 1e-3
 """Penalties of what pairs have beside their parts, relative to its scale, and of the parts."""
 MAX_TILT = 20.0
@@ -102,6 +103,22 @@ def tilts(log_p_VK: Floats, level_VK: Floats, shift_PV: Floats) -> Floats:
     return (low + high) / 2
 
 
+def _counted(tokens: Tokens, rows: npt.NDArray[np.int64], *, level_MK: Floats, modality_V: Ints) -> Floats:
+    """Magnitudes of bins as log1p of counts in a usual cell, for genes: the smallest magnitude of a cell is that of one count.
+
+    Magnitudes of other modalities stay as they are.
+    """
+    counted_MK = level_MK.copy()
+    gene_N = modality_V[tokens.feature] == 0
+    value_N = np.where(gene_N & (tokens.bin > 0), level_MK[0, tokens.bin], np.inf)
+    filled = rows[tokens.lengths[rows] > 0]
+    lowest = np.array([value_N[tokens.start[row] : tokens.start[row + 1]].min() for row in filled])
+    lowest = lowest[np.isfinite(lowest)]
+    if len(lowest):
+        counted_MK[0] = np.log1p(np.expm1(level_MK[0]) / np.expm1(np.median(lowest)))
+    return counted_MK
+
+
 @torch.no_grad()
 def start_interventions(
     network: Network,
@@ -128,10 +145,14 @@ def start_interventions(
     factors = network.factors
     if factors is None or factors.intervention is None or kept_G.all() or not assigned.intervened[rows].any():
         return
-    part, level_VK = factors.intervention, factors.level_MK[factors.modality_V].double().numpy()
+    part, fresh, modality_V = factors.intervention, not kept_G.any(), factors.modality_V.numpy()
+    counted_MK = part.counted_MK.double().numpy()
+    if fresh:
+        counted_MK = _counted(tokens, rows, level_MK=factors.level_MK.double().numpy(), modality_V=modality_V)
+    level_VK = counted_MK[modality_V]
     effects = condition_effects(tokens, rows, assigned, level_VK=level_VK, n_targets=len(kept_G))
     log_p_VK = network.bins.prior.weight[: network.n_features].double().log_softmax(-1).numpy()
-    fresh, member_PG = not kept_G.any(), effects.member_PG
+    member_PG = effects.member_PG
     code_GS, direct_VS, pair_VS = (t.weight.double().numpy().copy() for t in (part.code, part.direct, part.pair))
     code_GS[~kept_G] = 0.0
     free_S = ~code_GS.any(axis=0)
@@ -161,6 +182,7 @@ def start_interventions(
             product_PS.T @ product_PS + penalty * np.eye(product_PS.shape[1]), product_PS.T @ left_PV
         ).T
     part.start_from(
+        counted_MK=torch.from_numpy(counted_MK),
         log_usual_VK=torch.from_numpy(log_p_VK) if fresh else part.log_usual_VK,
         usual_V=torch.from_numpy(usual_V),
         code_GS=torch.from_numpy(code_GS),
