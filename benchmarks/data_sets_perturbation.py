@@ -214,12 +214,15 @@ def synthetic_network(data_dir: Path | None = None) -> anndata.AnnData:
     return _finished(adata, mdata.obs.loc[adata.obs_names, "perturbation"].to_numpy())
 
 
-def signatures(data_dir: Path) -> tuple[dict[str, list[str]], list[str]]:
-    """Target -> genes that go up significantly when it is knocked down in K562 cells (Replogle 2022), and all genes listed."""
+def signatures(data_dir: Path, *, kind: str = "up") -> tuple[dict[str, list[str]], list[str]]:
+    """Target -> genes that respond when it is knocked down in K562 cells (Replogle 2022), and all genes listed.
+
+    ``kind``: ``"up"``, those that go up significantly, or ``"ranked_top1000"``.
+    """
     with gzip.open(data_dir / f"{SIGNATURES}.json.gz", "rt") as file:
         lists = json.load(file)["signatures"]
-    genes = {gene for of_target in lists.values() for kind in ("up", "ranked_top1000") for gene in of_target[kind]}
-    return {target: of_target["up"] for target, of_target in lists.items()}, sorted(genes)
+    genes = {gene for of_target in lists.values() for one in ("up", "ranked_top1000") for gene in of_target[one]}
+    return {target: of_target[kind] for target, of_target in lists.items()}, sorted(genes)
 
 
 _OURS = ("cellxpert-learned", "cellxpert-learned-gene-sets")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from pathlib import Path
 
 import anndata
 import numpy as np
 import pandas as pd
 
+from benchmarks.data_sets_perturbation import SIGNATURES, log1p_scaled, signatures
 from benchmarks.holdout import CONTROL
 from benchmarks.measure import measured
 from benchmarks.methods import PERTURBATION as METHODS
@@ -19,16 +18,14 @@ from benchmarks.registry import Measurement, Options
 
 __all__ = ["FILES", "METHODS_OF_RESPONDERS", "predict_responders", "responder_scores"]
 
-CELLS, LISTS = "perturb_gasperini2019_k562", "replogle2022_k562_crispri_de"
-FILES = (f"{CELLS}.h5ad", f"{LISTS}.json.gz")
+CELLS = "perturb_gasperini2019_k562"
+FILES = (f"{CELLS}.h5ad", f"{SIGNATURES}.json.gz")
 METHODS_OF_RESPONDERS = ("random", "frequency", "gauss_conditional", "control_stratified", "cellxpert-zero-shot")
 MAX_CELLS, MIN_RESPONDERS = 5000, 5
 
 
 def _cells(data_dir: Path) -> anndata.AnnData:
     """K562 cells without a guide against a promoter (others, against enhancers, are not excluded), as training data."""
-    from benchmarks.data_sets_perturbation import log1p_scaled  # which lists the methods and so needs torch
-
     adata = anndata.read_h5ad(data_dir / f"{CELLS}.h5ad")
     adata = adata[(adata.obs["tss_targets"] == "none").to_numpy()]
     chosen = np.sort(np.random.default_rng(2022).permutation(adata.n_obs)[:MAX_CELLS])
@@ -40,8 +37,7 @@ def _cells(data_dir: Path) -> anndata.AnnData:
 
 def _responders(data_dir: Path, genes: list[str]) -> tuple[list[str], np.ndarray]:
     """Measured targets, and which measured genes are among their 1,000 first-ranked ones (T x G, targets left out)."""
-    with gzip.open(data_dir / f"{LISTS}.json.gz", "rt") as file:
-        lists = {t: set(of_target["ranked_top1000"]) for t, of_target in json.load(file)["signatures"].items()}
+    lists = {target: set(ranked) for target, ranked in signatures(data_dir, kind="ranked_top1000")[0].items()}
     targets = [gene for gene in genes if gene in lists]
     responds = np.array([[gene in lists[target] and gene not in targets for gene in genes] for target in targets])
     enough = responds.sum(axis=1) >= MIN_RESPONDERS

@@ -37,9 +37,12 @@ def test_effects_are_differences_of_means_from_control():
     np.testing.assert_allclose(effects.usual_V, effect_GV.mean(axis=0), atol=0.2)
     np.testing.assert_allclose(effects.own_PV, effect_GV - effect_GV.mean(axis=0), atol=0.2)
     np.testing.assert_array_equal(effects.member_PG, np.eye(2))
+    # what is told of each condition is its effect less the share that the noise of two means has of its size
     control = dense[:n]
-    expected = np.sqrt(dense[n : 2 * n].var(axis=0) / n + control.var(axis=0) / n)
-    np.testing.assert_allclose(effects.error_PV[0], expected, rtol=1e-6)
+    for row, cells in enumerate((dense[n : 2 * n], dense[2 * n :])):
+        effect, noise = cells.mean(axis=0) - control.mean(axis=0), cells.var(axis=0) / n + control.var(axis=0) / n
+        share = 1 - (noise / control.var(axis=0)).sum() / (effect**2 / control.var(axis=0)).sum()
+        np.testing.assert_allclose(effects.usual_V + effects.own_PV[row], share * effect, atol=1e-9)
 
 
 def test_what_is_noise_is_shrunk_away():

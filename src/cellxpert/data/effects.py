@@ -27,8 +27,6 @@ class ConditionEffects:
 
     observed_PV: Floats
     measured_PV: npt.NDArray[np.bool_]
-    error_PV: Floats
-    """Standard errors of the effects."""
     usual_V: Floats
     """The mean over conditions, each counting once."""
     own_PV: Floats
@@ -81,29 +79,28 @@ def condition_effects(
 
     condition_N, intervened = conditions_of(assigned), assigned.intervened[rows]
     control_V, spread_V, n_control_V = moments(rows[~intervened])
-    effects, errors, measured, members, genes = [], [], [], [], []
+    effects, noise, measured, members, genes = [], [], [], [], []
     for code in np.unique(condition_N[rows[intervened]]):
         chosen = rows[condition_N[rows] == code]
         mean_V, variance_V, n_V = moments(chosen)
         both_V = (n_V > 0) & (n_control_V > 0)
         effects.append(np.where(both_V, mean_V - control_V, 0.0))
-        errors.append(np.sqrt(variance_V / np.maximum(n_V, 1) + spread_V / np.maximum(n_control_V, 1)))
+        noise.append(variance_V / np.maximum(n_V, 1) + spread_V / np.maximum(n_control_V, 1))
         measured.append(both_V)
         dose, target = assigned.dose_NI[chosen[0]], assigned.target_NI[chosen[0]]
         member_G = np.zeros(n_targets)
         member_G[target[target >= 0]] = -dose[target >= 0]
         members.append(member_G)
         genes.append(assigned.feature_NI[chosen[0]][dose != 0][0] if (dose != 0).sum() == 1 else -1)
-    observed_PV, error_PV, measured_PV = np.stack(effects), np.stack(errors), np.stack(measured)
+    observed_PV, noise_PV, measured_PV = np.stack(effects), np.stack(noise), np.stack(measured)
     usual_V = observed_PV.sum(axis=0) / np.maximum(measured_PV.sum(axis=0), 1)
     # James-Stein's estimate of many means at once, one share per condition
-    noise_P = (error_PV**2 / spread_V * measured_PV).sum(axis=1)
+    noise_P = (noise_PV / spread_V * measured_PV).sum(axis=1)
     size_P = (observed_PV**2 / spread_V).sum(axis=1)
     share_P = np.clip(1 - noise_P / np.maximum(size_P, 1e-12), 0.0, 1.0)
     return ConditionEffects(
         observed_PV=observed_PV,
         measured_PV=measured_PV,
-        error_PV=error_PV,
         usual_V=usual_V,
         own_PV=(share_P[:, None] * observed_PV - usual_V) * measured_PV,
         member_PG=np.stack(members),
