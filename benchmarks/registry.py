@@ -18,6 +18,7 @@ __all__ = ["TASKS", "Case", "Measurement", "Options", "Task", "get_task", "missi
 TASKS: Mapping[str, str] = {
     "annotation": "benchmarks.tasks.annotation",
     "perturbation": "benchmarks.tasks.perturbation",
+    "spatial": "benchmarks.tasks.spatial",
     "speed": "benchmarks.tasks.speed",
     "speed-gpu": "benchmarks.tasks.speed_gpu",
 }

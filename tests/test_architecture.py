@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"nn", "data", "config"},
     "exchange": {"tasks", "checkpoint", "nn", "data", "keys"},
     "base": {"data"},
+    "state": {"checkpoint", "config", "data", "training"},
     "model": {
         "base",
         "batch",
@@ -49,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "metrics",
         "nn",
         "ontology",
+        "state",
         "steering",
         "tasks",
         "training",

@@ -5,12 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import anndata
 import numpy as np
 
-__all__ = ["ANNOTATION", "PERTURBATION", "Annotator", "Entry", "Prediction", "Predictor", "make", "make_predictor"]
+if TYPE_CHECKING:
+    from benchmarks.data_sets_spatial import Tissue
+
+__all__ = [
+    "ANNOTATION",
+    "PERTURBATION",
+    "SPATIAL",
+    "Annotator",
+    "Entry",
+    "Labeller",
+    "Prediction",
+    "Predictor",
+    "make",
+    "make_labeller",
+    "make_predictor",
+]
 
 
 @dataclass(frozen=True)
@@ -29,6 +44,13 @@ class Annotator(Protocol):
 
     def predict(self, adata: anndata.AnnData) -> Prediction:
         """Label other cells, raw counts in ``adata.X``."""
+
+
+class Labeller(Protocol):
+    """A method that labels all cells of a tissue, of which some have a label."""
+
+    def label(self, adata: anndata.AnnData, labels: np.ndarray, tissue: Tissue) -> Prediction:
+        """Label all cells, coordinates in ``obsm["spatial"]``; ``labels`` is "" where the label is not known."""
 
 
 class Predictor(Protocol):
@@ -77,6 +99,23 @@ ANNOTATION: Mapping[str, Entry] = {
 }
 """Methods of the task ``annotation``."""
 
+SPATIAL: Mapping[str, Entry] = {
+    f"cellxpert-{name.replace('_', '-')}": Entry(module="benchmarks.methods.spatial", maker=name)
+    for name in ("nano", "mini", "nano_no_space", "nano_no_niche", "nano_no_place", "nano_image")
+} | {
+    name: Entry(module="benchmarks.methods.spatial", maker=name)
+    for name in (
+        "logistic_regression",
+        "logistic_regression_counts",
+        "logistic_regression_niche",
+        "knn",
+        "nearest_centroid",
+        "spatial_neighbors",
+        "majority",
+    )
+}
+"""Methods of the task ``spatial``; every split has a seed of its own."""
+
 PERTURBATION: Mapping[str, Entry] = {
     name: Entry(module="benchmarks.methods.perturbation", maker=name)
     for name in (
@@ -113,6 +152,11 @@ PERTURBATION: Mapping[str, Entry] = {
 
 def make(entry: Entry, *, seed: int, quick: bool) -> Annotator:
     """Import a method and make it."""
+    return getattr(import_module(entry.module), entry.maker)(seed=seed, quick=quick)
+
+
+def make_labeller(entry: Entry, *, seed: int, quick: bool) -> Labeller:
+    """Import a method of the task ``spatial`` and make it."""
     return getattr(import_module(entry.module), entry.maker)(seed=seed, quick=quick)
 
 

@@ -2,7 +2,7 @@
 
 Shape suffixes: B cells, T tokens of all cells laid end to end, L tokens of one cell, Q queries, M movable values, D width,
 E experts, K bins, C labels, V features, P patterns of measured features, H hidden features of all cells, I interventions of a
-cell, S directions of effects of perturbed genes.
+cell, S directions of effects of perturbed genes, X coordinates of a place, F image features.
 """
 
 from __future__ import annotations
@@ -113,6 +113,10 @@ class Batch:
     """True for cells of which nothing is shown (bool)."""
     intervention: Intervention | None = None
     """Genes that are set from outside."""
+    place_BX: Tensor | None = None
+    """Place of each cell (float32), NaN where it is not known; None where places are not read."""
+    image_BF: Tensor | None = None
+    """Standardised image features (float32), NaN for cells without; None where they are not read."""
 
     @property
     def n_cells(self) -> int:

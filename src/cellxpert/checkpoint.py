@@ -175,12 +175,14 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         raise CheckpointError(str(folder / _CONFIG), found=found, fix="save the model again") from error
     if vocabulary.hash() != hashes[0]:
         raise CheckpointError(str(folder / _VOCABULARY), found="another vocabulary", fix="copy the whole folder again")
-    if lacking := sorted(set(vocabulary.roles) - set(setup.roles)):
+    if lacking := sorted(set(vocabulary.roles) - set(setup.token_roles)):
         found = f"a setup without {lacking}, whose features are in the vocabulary"
         raise CheckpointError(str(folder / _CONFIG), found=found, fix="copy the whole folder again")
     network = Network.from_config(
         settings,
         feature_modality=vocabulary.role_of_feature.tolist(),
+        place=vocabulary.place,
+        n_image=vocabulary.n_image,
         n_labels=len(labels),
         n_targets=0 if perturbations is None else len(perturbations.targets),
         seed=seed,

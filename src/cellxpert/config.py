@@ -32,6 +32,10 @@ class TokenConfig:
     ----------
     n_genes, n_peaks, n_proteins
         Most variable features kept per modality, chosen on training cells. Their sum is bounded by ``max_tokens - 1``.
+    n_niche
+        The same for what neighbours have, where a setup says who they are; 0 leaves niches out.
+    place, image
+        Read places and image features, where a setup names them.
     n_bins
         Number of magnitude bins, bin 0 being an exact zero (50 in arXiv:2605.00930).
     binning
@@ -47,6 +51,9 @@ class TokenConfig:
     n_genes: int = 2000
     n_peaks: int = 1000
     n_proteins: int = 300
+    n_niche: int = 150
+    place: bool = True
+    image: bool = True
     n_bins: int = 50
     binning: Literal["global", "per_cell"] = "global"
     zeros: Literal["drop", "keep"] = "drop"
@@ -55,6 +62,7 @@ class TokenConfig:
     def __post_init__(self) -> None:
         for name in ("n_genes", "n_peaks", "n_proteins"):
             _require(getattr(self, name) >= 1, f"TokenConfig.{name}", getattr(self, name), "give at least 1")
+        _require(self.n_niche >= 0, "TokenConfig.n_niche", self.n_niche, "give 0 or more")
         _require(3 <= self.n_bins <= 256, "TokenConfig.n_bins", self.n_bins, "give 3 to 256 bins")
         _require(
             self.binning in {"global", "per_cell"}, "TokenConfig.binning", self.binning, "use 'global' or 'per_cell'"

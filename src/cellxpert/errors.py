@@ -17,7 +17,7 @@ __all__ = [
     "MatrixTypeError", "MetricError", "MissingValuesError", "ModalityError", "MuDataError", "NegativeValueError",
     "NoLabelsError", "NonFiniteError", "NotCountsError", "NotSetUpError", "NotTrainedError", "ObjectTypeError",
     "ObsConflictError", "ObsKeyError", "OutputExistsError", "PlotError", "QueryError", "ResumeError",
-    "SparseStructureError", "SplitError", "TrainingDivergedError", "TransposedError", "ViewError", "VocabularyError",
+    "SparseStructureError", "SpatialError", "SplitError", "TrainingDivergedError", "TransposedError", "ViewError", "VocabularyError",
 ]
 # fmt: on
 
@@ -264,6 +264,13 @@ class ControlError(CellxPertError, ValueError):
 
     code = "CX408"
     why = "an effect is a difference from control cells; without them there is none to learn or to predict."
+
+
+class SpatialError(CellxPertError, ValueError):
+    """Coordinates, sections, neighbours or image features are absent, incomplete, or contradict one another."""
+
+    code = "CX409"
+    why = "a cell would get the neighbours or the place of another one."
 
 
 # --- perturbations: CX5.. ---

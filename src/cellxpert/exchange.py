@@ -14,7 +14,6 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 from anndata import AnnData
 from mudata import MuData
@@ -27,15 +26,18 @@ from cellxpert.data.collate import Collator
 from cellxpert.data.obs import as_categories
 from cellxpert.data.perturbations import without_targets
 from cellxpert.data.record import Setup
+from cellxpert.data.roles import NICHE
 from cellxpert.data.tokens import Tokens, tokenize
 from cellxpert.data.write import record, require_writable, write_layer, write_obs, write_obsm
-from cellxpert.errors import CellxPertWarning, NoLabelsError
+from cellxpert.errors import CellxPertWarning, NoLabelsError, SpatialError
 from cellxpert.nn.network import Network
 from cellxpert.tasks.annotate import Annotation
+from cellxpert.tasks.propagate import Around
 from cellxpert.tasks.response import PerturbResult
 from cellxpert.tasks.screens import Asked, Subjects
 
 __all__ = [
+    "around",
     "collate",
     "describe",
     "on_cpu",
@@ -79,11 +81,25 @@ def read(state: TrainedState, data: Data, *, setup: Setup, call: str, inplace: b
     notes = setups.validate(data, setup)
     for note in () if own else notes:
         warnings.warn(note, CellxPertWarning, stacklevel=4)
+    if lost := _lost_space(state, setup):
+        text = f"the model reads {', '.join(lost)}, which the object does not have; results are of what is left"
+        warnings.warn(text, CellxPertWarning, stacklevel=4)
     tokens = tokenize(Cells.open(data, setup), state.vocabulary, state.config.tokens)
     if n_empty := int((tokens.lengths == 0).sum()):
         text = f"{n_empty} of {tokens.n_cells} cells have no counts in the model's features; their results mean nothing"
         warnings.warn(text, CellxPertWarning, stacklevel=4)
     return tokens
+
+
+def _lost_space(state: TrainedState, setup: Setup) -> list[str]:
+    """What the model reads of where cells are, and an object does not say."""
+    here, vocabulary = setup.spatial, state.vocabulary
+    missing = {
+        "niches": NICHE in vocabulary.roles and (here is None or not here.has_niche),
+        "coordinates": vocabulary.place and (here is None or here.spatial_key is None),
+        "image features": vocabulary.image is not None and (here is None or here.image_key is None),
+    }
+    return [name for name, lost in missing.items() if lost]
 
 
 def require_labels(state: TrainedState) -> None:
@@ -135,6 +151,30 @@ def subjects_of(
         known=None if split is None else (split == "train").to_numpy(),
         group=None if groupby is None else list(as_categories(cells.obs(groupby), key=groupby)),
     )
+
+
+def around(state: TrainedState, cells: Cells) -> Around:
+    """Say what every cell's niche is, and whose.
+
+    Raises
+    ------
+    SpatialError
+        If the model reads no niches of genes, or the object does not say who is next to whom.
+    """
+    fix = "set up spatial_key= or neighbors_key=, make a model of it, and train"
+    if NICHE not in state.vocabulary.roles:
+        raise SpatialError("perturb(propagate=True)", found="a model that reads no niches", fix=fix)
+    if NICHE not in cells.token_roles or cells.space is None or cells.space.source != "rna":
+        found = "an object without neighbours" if NICHE not in cells.token_roles else "niches that are not of genes"
+        raise SpatialError("perturb(propagate=True)", found=found, fix=fix)
+    block, matched = state.vocabulary.block(NICHE), state.vocabulary.match(cells, NICHE)
+    column_V = np.full(len(block.names), -1)
+    column_V[matched[matched >= 0] - state.vocabulary.offset(NICHE)] = np.flatnonzero(matched >= 0)
+    level_NV = np.zeros((cells.n_cells, len(block.names)), np.float32)
+    for rows in np.array_split(np.arange(cells.n_cells), cells.n_cells // 1024 + 1):
+        level_NV[np.ix_(rows, column_V >= 0)] = cells.matrix_rows(NICHE, rows)[:, column_V[column_V >= 0]].toarray()
+    assert cells.space.graph_NN is not None
+    return Around(graph_NN=cells.space.graph_NN, level_NV=level_NV)
 
 
 def on_cpu(network: Network) -> Network:
@@ -193,6 +233,8 @@ def write_perturbation(
     if key in data.uns.get(keys.INFO, {}).get("perturb", {}):
         _forget(data, cells, key)
     tables = {name: getattr(result, name) for name in ("table", "conditions", "baselines")}
+    if result.surroundings is not None:
+        tables["surroundings"] = result.surroundings
     settings = {name: value for name, value in asdict(asked.settings).items() if value is not None}
     arguments = {
         "genes": list(result.perturbations),
@@ -207,12 +249,13 @@ def write_perturbation(
     if len(result.perturbations) > 1 or "rna" not in cells.roles:
         return
     index, conditions = pd.Index(data.obs_names.astype(str)), list(result.expression)
-    row_N = np.concatenate([index.get_indexer(list(result.cells[c])) for c in conditions])
-
-    def stacked(part: str) -> npt.NDArray[np.float32]:
-        return np.concatenate([getattr(result, part)[c]["perturbed"] for c in conditions])
-
-    latent_ND = stacked("latent")
+    reached = [result.reached[c] for c in conditions if c in result.reached]
+    names = [*(result.cells[c] for c in conditions), *(r.cells for r in reached)]
+    row_N = np.concatenate([index.get_indexer(list(cells)) for cells in names])
+    latent_ND = np.concatenate([*(result.latent[c]["perturbed"] for c in conditions), *(r.latent for r in reached)])
+    level_NG = np.concatenate(
+        [*(result.expression[c]["perturbed"] for c in conditions), *(r.perturbed for r in reached)]
+    )
     vectors = np.full((cells.n_cells, latent_ND.shape[1]), np.nan, np.float32)
     vectors[row_N] = latent_ND
     write_obsm(data, keys.perturbed_latent_key(key), vectors)
@@ -223,7 +266,7 @@ def write_perturbation(
     write_layer(
         data,
         key,
-        stacked("expression"),
+        level_NG,
         modality=cells.setup.modality("rna").name,
         rows=cells.rows("rna")[row_N],
         columns=column_V[offset : offset + len(result.genes)],

@@ -16,18 +16,21 @@ from mudata import MuData
 
 from cellxpert import exchange, keys
 from cellxpert.base import SetupMethods
-from cellxpert.checkpoint import TrainedState, load_state, save_state, weights_hash
+from cellxpert.checkpoint import TrainedState, load_state, weights_hash
 from cellxpert.config import ModelConfig, SteeringConfig
 from cellxpert.config import preset as named_preset
 from cellxpert.data import setup as setups
 from cellxpert.data.cells import Cells
+from cellxpert.data.tables import table_of
 from cellxpert.data.tokens import Tokens
 from cellxpert.data.write import record, write_obsm
-from cellxpert.errors import CellxPertWarning, ConfigError, NotTrainedError
+from cellxpert.errors import CellxPertWarning, ConfigError
+from cellxpert.state import StateMethods
 from cellxpert.tasks.annotate import annotate
 from cellxpert.tasks.checks import make_screen
 from cellxpert.tasks.embed import embed
 from cellxpert.tasks.perturb import screen
+from cellxpert.tasks.propagate import with_surroundings
 from cellxpert.tasks.response import PerturbResult
 from cellxpert.tasks.screens import Asked
 
@@ -37,15 +40,17 @@ if TYPE_CHECKING:
 __all__ = ["CellxPert"]
 
 Data = AnnData | MuData
+"""What results are written into; a SpatialData stands for its table."""
 
 
-class CellxPert(SetupMethods):
+class CellxPert(SetupMethods, StateMethods):
     """One transformer over single-cell multi-omics.
 
     Parameters
     ----------
     mdata
-        MuData or AnnData that :meth:`setup_mudata` or :meth:`setup_anndata` was called on. It is not copied and not changed.
+        MuData, AnnData or SpatialData that :meth:`setup_mudata`, :meth:`setup_anndata` or :meth:`setup_spatialdata` was called on.
+        It is not copied and not changed. Of a SpatialData the table that was set up is meant, here and in all methods.
     preset
         Size of the network and settings of its training: ``"nano"``, ``"mini"``, ``"base"`` or ``"paper"``.
     config
@@ -71,6 +76,7 @@ class CellxPert(SetupMethods):
     def __init__(
         self, mdata: Data, *, preset: str = "mini", config: ModelConfig | None = None, seed: int | None = None
     ) -> None:
+        mdata = table_of(mdata)
         self._setup = setups.read_setup(mdata)
         Cells.open(mdata, self._setup)
         self._data: Data | None = mdata
@@ -79,14 +85,6 @@ class CellxPert(SetupMethods):
         self._state: TrainedState | None = None
         self._learned: Learned | None = None
         self._device = "cpu"
-
-    # --- setup: see also SetupMethods ---
-
-    def view_setup(self) -> str:
-        """Return what the model reads: roles, layers, features, labels, and the cells of each modality in each batch."""
-        if self._data is None:
-            return f"no object attached; the setup was\n{self._setup.to_dict()}"
-        return setups.summary(self._setup, self._data)
 
     # --- training ---
 
@@ -231,7 +229,7 @@ class CellxPert(SetupMethods):
         from cellxpert.training.run import TrainArguments
 
         state = self._trained()
-        data = self._own_data() if mdata is None else mdata
+        data = self._own_data() if mdata is None else table_of(mdata)
         setup = setups.read_setup(data)
         setups.validate(data, setup)
         rate = self._config.training.learning_rate / 3 if learning_rate is None else learning_rate
@@ -275,47 +273,6 @@ class CellxPert(SetupMethods):
             perturbations=learned.perturbations,
         )
         self._state.network.to(self._device)
-
-    @property
-    def is_trained(self) -> bool:
-        """Whether the model was trained."""
-        return self._state is not None
-
-    @property
-    def history(self) -> dict[str, pd.DataFrame]:
-        """Metrics of training, one table by epoch for each; kept by :meth:`save`."""
-        table = self._trained().history
-        return {name: table[[name]].dropna() for name in table.columns}
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Labels that the model knows."""
-        return self._trained().labels
-
-    @property
-    def device(self) -> str:
-        """Where results are computed."""
-        return self._device
-
-    def to_device(self, device: str) -> None:
-        """Compute results elsewhere.
-
-        Parameters
-        ----------
-        device
-            ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
-
-        Raises
-        ------
-        DeviceError
-            If the device is not there.
-        """
-        from cellxpert.training.fit import resolve_accelerator
-
-        resolve_accelerator(device.split(":")[0])
-        self._device = device
-        if self._state is not None:
-            self._state.network.to(device)
 
     # --- results ---
 
@@ -458,6 +415,7 @@ class CellxPert(SetupMethods):
         steering: SteeringConfig | None = None,
         regulators: Mapping[str, Collection[str]] | None = None,
         target_embedding: pd.DataFrame | None = None,
+        propagate: bool = False,
         resume: str | os.PathLike[str] | None = None,
         progress_bar: bool = True,
     ) -> PerturbResult:
@@ -505,6 +463,10 @@ class CellxPert(SetupMethods):
         target_embedding
             What is known of genes beside the data: a row per gene, perturbed ones and asked ones. What was learned of the perturbed
             carries over by similarity of rows (``cellxpert.metrics.gene_set_embedding`` makes one of gene sets).
+        propagate
+            Where niches are read, let them change with the perturbed cells: the cells next to these respond too
+            (``result.surroundings``). One step: theirs do not change niches again. An association of cells with what is around
+            them in this tissue, not a cause that was seen.
         resume
             Folder for finished conditions: written after each, continued from if it holds some of the same screen.
         progress_bar
@@ -524,6 +486,8 @@ class CellxPert(SetupMethods):
             If a kind, a dose, a number or a combination of settings means nothing, or there is nothing to do.
         ControlError, FewCellsError
             If there are no control cells, too few in a group, or no perturbed ones where anchors are made of them.
+        SpatialError
+            With ``propagate``, if the model reads no niches of genes, or the object has none.
         ResumeError
             If the folder holds another screen.
 
@@ -536,7 +500,8 @@ class CellxPert(SetupMethods):
         -----
         **Writes** ``uns["cellxpert_info"]["perturb"][key_added]`` (``table``, ``conditions``, ``baselines`` and the record of the
         call); for one perturbation also ``layers[key_added]`` of the RNA modality (log1p counts per 10,000 of the start cells,
-        NaN elsewhere) and ``obsm["X_" + key_added]`` (their cell vectors, NaN elsewhere).
+        NaN elsewhere) and ``obsm["X_" + key_added]`` (their cell vectors, NaN elsewhere); with ``propagate`` also of the cells next to
+        them.
 
         It computes on the CPU, wherever the model is.
         """
@@ -563,8 +528,11 @@ class CellxPert(SetupMethods):
             vocabulary=state.vocabulary,
             perturbations=state.perturbations,
         )
+        around = exchange.around(state, cells) if propagate else None
         with exchange.progress("perturb", job.n_conditions, show=progress_bar) as advance:
             result = screen(job, model_hash=weights_hash(state.network), progress=advance)
+        if around is not None:
+            result = with_surroundings(job, result, around)
         for text in result.doubts:
             warnings.warn(f"perturb: {text}", CellxPertWarning, stacklevel=2)
         if inplace:
@@ -573,25 +541,6 @@ class CellxPert(SetupMethods):
         return result
 
     # --- files ---
-
-    def save(self, dir_path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write the model to a folder of JSON and safetensors; the data are not saved.
-
-        Parameters
-        ----------
-        dir_path
-            Folder to make. It appears whole or not at all.
-        overwrite
-            Replace a saved model that is there.
-
-        Raises
-        ------
-        NotTrainedError
-            If the model was not trained.
-        OutputExistsError
-            If the folder is there.
-        """
-        save_state(self._trained(), dir_path, overwrite=overwrite)
 
     @classmethod
     def load(cls, dir_path: str | os.PathLike[str], mdata: Data | None = None) -> CellxPert:
@@ -609,44 +558,20 @@ class CellxPert(SetupMethods):
         CheckpointError
             If the folder is missing, damaged, or of a newer format.
         """
-        state = load_state(dir_path)
+        state, mdata = load_state(dir_path), table_of(mdata)
         model = cls.__new__(cls)
         model._data, model._config, model._seed = mdata, state.config, state.seed
         model._setup = state.setup if mdata is None else setups.query_setup(state.setup, mdata)
         model._state, model._learned, model._device = state, None, "cpu"
         return model
 
-    def __repr__(self) -> str:
-        network = self._config.network
-        lines = [
-            f"CellxPert: width {network.width}, {network.encoder_layers} encoder and {network.decoder_layers} decoder"
-            f" layers, {network.n_experts} experts",
-            f"modalities: {', '.join(self._setup.roles)}",
-        ]
-        if self._state is None:
-            return "\n".join([*lines, "not trained: call train()"])
-        state = self._state
-        lines.append(f"trained {len(state.history)} epochs: {state.network.n_parameters():,} parameters")
-        lines.append(f"features: {state.vocabulary.n_features}; labels: {len(state.labels)}")
-        return "\n".join(lines)
-
     # --- inside ---
-
-    def _trained(self) -> TrainedState:
-        if self._state is None:
-            raise NotTrainedError("CellxPert", found="a model that was not trained", fix="call model.train() first")
-        return self._state
-
-    def _own_data(self) -> Data:
-        if self._data is None:
-            raise NotTrainedError("CellxPert", found="no object attached", fix="call CellxPert.load(dir_path, mdata)")
-        return self._data
 
     def _read(self, data: Data | None, call: str, *, inplace: bool) -> tuple[Data, Tokens]:
         """Check an object and turn its cells into tokens."""
         state = self._trained()
-        own = data is None or data is self._data
-        data = self._own_data() if data is None else data
+        data = self._own_data() if data is None else table_of(data)
+        own = data is self._data
         return data, exchange.read(state, data, setup=self._setup, call=call, inplace=inplace, own=own)
 
     def _embed(self, tokens: Tokens, batch_size: int | None) -> tuple[np.ndarray, np.ndarray]:

@@ -47,7 +47,7 @@ SpatialData.__module__ = "spatialdata._core"
         (Path("pbmc.h5mu"), r"mudata\.read_h5mu\('pbmc\.h5mu'\)"),
         (np.ones((2, 2)), r"anndata\.AnnData\(X"),
         (pd.DataFrame({"a": [1]}), "DataFrame"),
-        (SpatialData(), r"setup_anndata\(sdata\.tables\['table'\]\)$"),
+        (SpatialData(), r"setup_spatialdata\(sdata, table_key='table'\)$"),
         ([1, 2], "builtins.list"),
     ],
 )

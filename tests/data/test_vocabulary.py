@@ -16,7 +16,8 @@ from scipy import sparse
 from cellxpert.config import TokenConfig
 from cellxpert.data.cells import Cells
 from cellxpert.data.record import ModalitySetup, Setup
-from cellxpert.data.vocabulary import MODALITIES, Vocabulary
+from cellxpert.data.roles import MEASURED as MODALITIES
+from cellxpert.data.vocabulary import Vocabulary
 from cellxpert.errors import VocabularyError
 
 pytestmark = pytest.mark.filterwarnings("ignore:From 0.4 .update.. will not pull:FutureWarning")  # mudata 0.3

@@ -21,8 +21,11 @@ def _drawn(head):
     return head.eval()
 
 
-def _label_head(gradient=0.0):
-    return _drawn(LabelHead(8, 3, n_features=5, n_bins=4, dropout=0.5, gradient=gradient))
+MODALITY = torch.tensor([0, 0, 1, 1, 1])
+
+
+def _label_head(gradient=0.0, n_image=0):
+    return _drawn(LabelHead(8, 3, modality_V=MODALITY, n_bins=4, dropout=0.5, gradient=gradient, n_image=n_image))
 
 
 def test_label_logits_are_a_loop():
@@ -31,9 +34,28 @@ def test_label_logits_are_a_loop():
     for logits, vector, features, bins in zip(found, cell, FEATURES.split(LENGTHS), BINS.split(LENGTHS), strict=True):
         expected = head.cell(vector)
         for feature, bin_ in zip(features[1:], bins[1:], strict=True):
-            expected = expected + head.scale_K[bin_] * head.magnitude.weight[feature]
+            expected = expected + head.scale_MK[MODALITY[feature], bin_] * head.magnitude.weight[feature]
         torch.testing.assert_close(logits, expected)
-    assert head.scale_K.tolist() == [0, 2, 3, 4]
+
+
+def test_each_modality_has_a_scale_of_its_own():
+    head = _label_head()
+    assert head.scale_MK.tolist() == [[0, 2, 3, 4]] * 2
+    head.start_from(torch.tensor([[0, 1, 1.5, 3], [0, 0, 0, 0]]))
+    cell, layout = torch.randn(3, 8), Layout.of(torch.tensor(LENGTHS))
+    found = head(cell, layout, feature_T=FEATURES, bin_T=BINS)
+    weight = head.magnitude.weight
+    torch.testing.assert_close(found[1], head.cell(cell[1]) + 1.5 * weight[0] + weight[1])
+    torch.testing.assert_close(found[2], head.cell(cell[2]))  # what it has is of the modality left out
+
+
+def test_image_features_add_to_the_logits_of_cells_that_have_them():
+    head, cell, layout = _label_head(n_image=2), torch.randn(3, 8), Layout.of(torch.tensor(LENGTHS))
+    image = torch.tensor([[1.0, -2.0], [float("nan"), 1.0], [0.5, 0.0]])
+    plain = head(cell, layout, feature_T=FEATURES, bin_T=BINS)
+    found = head(cell, layout, feature_T=FEATURES, bin_T=BINS, image_BF=image)
+    torch.testing.assert_close(found[[0, 2]], plain[[0, 2]] + image[[0, 2]] @ head.image.weight.T)
+    torch.testing.assert_close(found[1], plain[1])
 
 
 @pytest.mark.parametrize("gradient", [0.0, 0.25, 1.0])

@@ -30,12 +30,13 @@ __all__ = [
     "transform_of",
 ]
 
-Transform = Literal["log", "counts", "clr", "arcsinh"]
-TRANSFORMS: tuple[Transform, ...] = ("log", "counts", "clr", "arcsinh")
+Transform = Literal["log", "counts", "clr", "arcsinh", "none"]
+TRANSFORMS: tuple[Transform, ...] = ("log", "counts", "clr", "arcsinh", "none")
 """How values become magnitudes.
 
 ``"log"``: log1p(1e4 * x / total of the cell); ``"counts"``: x; ``"clr"``: the centred log-ratio that keeps zeros, log1p(x / g)
-with g = exp(mean of log1p over the cell's proteins) (as in Seurat); ``"arcsinh"``: arcsinh(x / 5) (imaging intensities).
+with g = exp(mean of log1p over the cell's proteins) (as in Seurat); ``"arcsinh"``: arcsinh(x / 5) (imaging intensities);
+``"none"``: x, which is a magnitude already (means over neighbours).
 """
 
 _COUNTING_LIMIT = 8192
@@ -48,7 +49,7 @@ def transform_of(role: str, counts: str) -> Transform:
     """Return the transform of a modality: by its values when these are intensities, else by its role."""
     if counts == "intensity":
         return "arcsinh"
-    by_role: dict[str, Transform] = {"rna": "log", "atac": "counts", "protein": "clr"}
+    by_role: dict[str, Transform] = {"rna": "log", "atac": "counts", "protein": "clr", "niche": "none"}
     return by_role[role]
 
 
@@ -65,7 +66,7 @@ def _kernels() -> SimpleNamespace:
 
     @compiled
     def magnitude(value, scale, transform):  # type: ignore[no-untyped-def]
-        if transform == 1:
+        if transform == 1 or transform == 4:
             return value
         if transform == 3:
             return np.arcsinh(value / 5.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,8 +12,11 @@ from mudata import MuData
 from scipy import sparse
 
 from cellxpert.data import obs as columns
+from cellxpert.data.binning import magnitudes, row_scales, transform_of
 from cellxpert.data.matrix import RowReader
 from cellxpert.data.names import ensembl_ids
+from cellxpert.data.roles import NICHE
+from cellxpert.data.space import Space
 from cellxpert.errors import ModalityError, MuDataError, ObjectTypeError
 
 if TYPE_CHECKING:
@@ -122,6 +126,20 @@ class Cells:
         """Roles of the setup, in their fixed order."""
         return tuple(self._rows)
 
+    @property
+    def token_roles(self) -> tuple[str, ...]:
+        """Roles that features can have: those of the setup, and the niche where neighbours are known."""
+        return self.setup.token_roles
+
+    @functools.cached_property
+    def space(self) -> Space | None:
+        """Where cells are; None where the setup does not say."""
+        if self.setup.spatial is None:
+            return None
+        names = {self.setup.modality(r).name: r for r in self.roles}
+        rows = {name: self._rows[role] for name, role in names.items()}
+        return Space.read(self._data, self.setup.spatial, rows=rows, roles=names)
+
     def where(self, role: str) -> str:
         """How messages call the modality of a role."""
         name = self.setup.modality(role).name
@@ -133,16 +151,16 @@ class Cells:
         return self._data if name is None else self._data.mod[name]
 
     def counts(self, role: str) -> str:
-        """What the values of a role are: ``"integer"``, ``"fractional"`` or ``"intensity"``."""
-        return self.setup.modality(role).counts
+        """What the values of a role are: ``"integer"``, ``"fractional"`` or ``"intensity"``; of niches ``"magnitude"``."""
+        return "magnitude" if role == NICHE else self.setup.modality(role).counts
 
     def rows(self, role: str) -> np.ndarray:
         """Row of each cell in the matrix of a role, int64 of shape (n_cells,); -1 where it is absent."""
         return self._rows[role]
 
     def present(self, role: str) -> np.ndarray:
-        """Which cells have the modality, bool of shape (n_cells,)."""
-        return self._rows[role] >= 0
+        """Which cells have the modality, bool of shape (n_cells,); of niches, which have neighbours."""
+        return self._of_neighbors().has_neighbors if role == NICHE else self._rows[role] >= 0
 
     def matrix_rows(self, role: str, rows: np.ndarray) -> sparse.csr_matrix:
         """Values of chosen cells in one modality.
@@ -150,7 +168,7 @@ class Cells:
         Parameters
         ----------
         role
-            ``"rna"``, ``"atac"`` or ``"protein"``.
+            ``"rna"``, ``"atac"`` or ``"protein"``; ``"niche"``: mean magnitudes of the neighbours.
         rows
             Cells as positions in :attr:`obs_names` (int64), in any order, each of which must have the modality.
 
@@ -159,12 +177,34 @@ class Cells:
         float64 CSR matrix of shape (len(rows), n_features): indices sorted, no duplicates, no stored zeros; the same
         whatever form the matrix has in the object.
         """
+        if role == NICHE:
+            return self._niches(np.asarray(rows, dtype=np.int64))
         local = self._rows[role][np.asarray(rows, dtype=np.int64)]
         assert (local >= 0).all(), "a cell that lacks the modality was asked for"
         return self._readers[role](local)
 
+    def _of_neighbors(self) -> Space:
+        assert self.space is not None, "the setup says nothing of neighbours"
+        return self.space
+
+    def _niches(self, rows: np.ndarray) -> sparse.csr_matrix:
+        """Mean magnitudes of the neighbours of some cells."""
+        space = self._of_neighbors()
+        weight = space.graph_NN[rows]
+        used = np.unique(weight.indices)
+        matrix = self.matrix_rows(space.source, used)
+        transform = transform_of(space.source, self.counts(space.source))
+        scale = row_scales(matrix.data, matrix.indptr, transform=transform, n_features=matrix.shape[1])
+        matrix.data = magnitudes(matrix.data, matrix.indptr, scale, transform=transform)
+        mean = sparse.csr_matrix(weight[:, used] @ matrix)
+        mean.data = np.round(mean.data, 6)  # so that the order in which neighbours are summed cannot be seen
+        mean.eliminate_zeros()
+        mean.sort_indices()
+        return mean
+
     def feature_names(self, role: str) -> np.ndarray:
         """Names of a modality's features, in the order of its columns."""
+        role = self._of_neighbors().source if role == NICHE else role
         return np.asarray(self.adata(role).var_names, dtype=str)
 
     def feature_ids(self, role: str) -> np.ndarray | None:
@@ -173,6 +213,7 @@ class Cells:
         Read from ``var_names``, or else from the first usual column of ``var`` (``gene_ids``, ``ensembl_id``, ...) that
         holds such ids.
         """
+        role = self._of_neighbors().source if role == NICHE else role
         if role == "atac":
             return None
         _, ids = ensembl_ids(self.adata(role))

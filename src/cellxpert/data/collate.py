@@ -361,6 +361,8 @@ class Collator:
             whole=parts[1],
             label_B=label,
             row_B=torch.from_numpy(self.tokens.rows[rows]),
+            place_BX=None if self.tokens.place is None else torch.from_numpy(self.tokens.place[rows]),
+            image_BF=None if self.tokens.image is None else torch.from_numpy(self.tokens.image[rows]),
         )
 
 

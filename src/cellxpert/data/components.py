@@ -34,11 +34,12 @@ def principal_components(
     scale_K: Floats,
     max_components: int,
     seed: int,
+    weight_M: Floats | None = None,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Find what training cells have in common and how they differ most.
 
     A cell is read as shares: a feature's part of the sum of the cell's magnitudes in its modality. Every modality has the same
-    total variance, and one that a cell lacks deviates by nothing there. Components are kept while they explain more than
+    total variance (or the one given), and one that a cell lacks deviates by nothing there. Components are kept while they explain more than
     chance does: their singular values exceed the largest of the same data with every feature shuffled across cells (parallel
     analysis, Horn 1965).
 
@@ -56,6 +57,8 @@ def principal_components(
         Most components returned.
     seed
         Seed of the sample, of the shuffle and of the solver's start.
+    weight_M
+        Total variance of each modality relative to the others; 1 for all if None.
 
     Returns
     -------
@@ -71,6 +74,8 @@ def principal_components(
     variance_V = np.asarray(share_NV.power(2).sum(axis=0)).ravel() / n_present_V - usual_V**2
     variance_M = np.bincount(modality_V, weights=variance_V, minlength=present_NM.shape[1])
     weight_V = 1 / np.sqrt(np.where(variance_M > 0, variance_M, 1.0))[modality_V]
+    if weight_M is not None:
+        weight_V *= np.sqrt(weight_M)[modality_V]
     n_wanted = min(max_components, min(share_NV.shape) - 1)
     if n_wanted < 1 or not variance_M.any():
         return usual_V.astype(np.float32), np.zeros((len(usual_V), 0), np.float32)

@@ -46,7 +46,7 @@ def check_object(data: Any) -> None:
         read = "mudata.read_h5mu" if str(data).endswith(".h5mu") else "anndata.read_h5ad"
         found, fix = f"the path {str(data)!r}", f"read it first: {read}({str(data)!r})"
     elif kind.startswith("spatialdata"):
-        fix = "give its table to setup_anndata: setup_anndata(sdata.tables['table'])"
+        fix = "call setup_spatialdata(sdata, table_key='table')"
     elif hasattr(data, "shape"):
         fix = "wrap it with names of cells and genes: anndata.AnnData(X, obs=..., var=...)"
     raise ObjectTypeError("data", found=found, fix=fix)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from cellxpert.data.vocabulary import MODALITIES
+from cellxpert.data.roles import MEASURED, NICHE
 from cellxpert.errors import ModalityError, NotSetUpError
 
-__all__ = ["ModalitySetup", "Setup"]
+__all__ = ["ModalitySetup", "Setup", "SpatialSetup"]
 
 _PERTURBATION = ("perturbation_key", "control_category", "perturbation_type")
 
@@ -31,11 +31,32 @@ class ModalitySetup:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpatialSetup:
+    """Where cells are, and what is around them."""
+
+    spatial_key: str | None = None
+    """``obsm`` array with coordinates in two or three dimensions; None: places are not known."""
+    library_key: str | None = None
+    """Column of ``obs`` with the section of each cell; None: all are of one."""
+    neighbors_key: str | None = None
+    """``obsp`` graph of neighbours; None: the nearest by coordinates."""
+    n_neighbors: int = 10
+    """How many nearest neighbours make a niche."""
+    image_key: str | None = None
+    """``obsm`` array with image features."""
+
+    @property
+    def has_niche(self) -> bool:
+        """Whether neighbours are known."""
+        return self.spatial_key is not None or self.neighbors_key is not None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Setup:
     """What an object holds. Stored in ``uns["cellxpert_info"]["setup"]`` and in every checkpoint."""
 
     modalities: tuple[ModalitySetup, ...]
-    """In the order of :data:`~cellxpert.data.vocabulary.MODALITIES`."""
+    """In the order of :data:`~cellxpert.data.roles.MEASURED`."""
     batch_key: str | None = None
     labels_key: str | None = None
     unlabeled_category: str = "Unknown"
@@ -43,6 +64,8 @@ class Setup:
     control_category: str = "control"
     perturbation_type: str = "knockout"
     """What was done to the genes that a condition names."""
+    spatial: SpatialSetup | None = None
+    """None: nothing is said of where cells are."""
     notes: tuple[str, ...] = ()
     """What the checks found worth a warning."""
 
@@ -50,6 +73,12 @@ class Setup:
     def roles(self) -> tuple[str, ...]:
         """Roles that are played."""
         return tuple(m.role for m in self.modalities)
+
+    @property
+    def token_roles(self) -> tuple[str, ...]:
+        """Roles that features can have: those that are played, and the niche where neighbours are known."""
+        niche = self.spatial is not None and self.spatial.has_niche
+        return (*self.roles, NICHE) if niche else self.roles
 
     def modality(self, role: str) -> ModalitySetup:
         """Return the matrix that plays a role."""
@@ -70,6 +99,8 @@ class Setup:
         out |= {k: v for k in ("batch_key", "labels_key") if (v := getattr(self, k)) is not None}
         if self.perturbation_key is not None:
             out |= {k: getattr(self, k) for k in _PERTURBATION}
+        if self.spatial is not None:
+            out["spatial"] = {k: v for k, v in asdict(self.spatial).items() if v is not None}
         return out | ({"notes": list(self.notes)} if self.notes else {})
 
     @classmethod
@@ -84,14 +115,19 @@ class Setup:
         try:
             modalities = tuple(
                 ModalitySetup(role=role, **{k: str(v) for k, v in data["modalities"][role].items()})
-                for role in MODALITIES
+                for role in MEASURED
                 if role in data["modalities"]
             )
             names = ("batch_key", "labels_key", "unlabeled_category", *_PERTURBATION)
             texts = {k: str(data[k]) for k in names if k in data}
             notes = tuple(str(n) for n in np.atleast_1d(data.get("notes", ())))
+            spatial = None
+            if "spatial" in data:
+                said = dict(data["spatial"])
+                n_neighbors = int(said.pop("n_neighbors"))
+                spatial = SpatialSetup(n_neighbors=n_neighbors, **{k: str(v) for k, v in said.items()})
         except (KeyError, TypeError, AttributeError) as error:
             raise NotSetUpError(
                 "the stored setup", found=repr(error), fix="call setup_mudata or setup_anndata again"
             ) from error
-        return cls(modalities=modalities, notes=notes, **texts)
+        return cls(modalities=modalities, notes=notes, spatial=spatial, **texts)

@@ -17,6 +17,7 @@ import scipy.sparse as sp
 
 from cellxpert.data.binning import Transform, magnitudes, row_scales, transform_of
 from cellxpert.data.conditions import genes_of
+from cellxpert.data.roles import NICHE
 from cellxpert.errors import CellxPertWarning, DuplicateNamesError, EmptyDataError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Choice", "select_features"]
 
-_CHUNK = 4096
+_CHUNK = 1024
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
@@ -46,7 +47,7 @@ def select_features(cells: Cells, config: TokenConfig, *, train_rows: npt.ArrayL
     Genes are ranked by the variance of their Pearson residuals under Poisson noise (Lause et al. 2021 with theta infinite: for
     equal accuracy of a linear classifier it needs fewer tokens than deviance, and it keeps more than dispersion within bins of
     equal mean does); peaks by the variance of being open; proteins by the variance of their centred log-ratio; intensities by
-    that of their arcsinh. Ties go to the name that sorts first. A feature that is zero in all training cells is never chosen: nothing could be
+    that of their arcsinh, niches by that of their mean magnitudes. Ties go to the name that sorts first. A feature that is zero in all training cells is never chosen: nothing could be
     learned about it. Genes that are perturbed in training cells are chosen first.
 
     Parameters
@@ -71,9 +72,11 @@ def select_features(cells: Cells, config: TokenConfig, *, train_rows: npt.ArrayL
         If a modality is left out because no training cell has values in it, or if the budget was cut.
     """
     train = np.asarray(train_rows, dtype=np.int64)
-    wanted = {"rna": config.n_genes, "atac": config.n_peaks, "protein": config.n_proteins}
+    wanted = {"rna": config.n_genes, "atac": config.n_peaks, "protein": config.n_proteins, NICHE: config.n_niche}
     pools: dict[str, _Pool] = {}
-    for role in cells.roles:
+    for role in cells.token_roles:
+        if not wanted[role]:
+            continue
         pool = _Pool.read(cells, role, rows=train[cells.present(role)[train]])
         if len(pool.columns):
             pools[role] = pool
@@ -115,7 +118,7 @@ def _budget(wanted: dict[str, int], limit: int) -> dict[str, int]:
         take[max(take, key=lambda r: take[r])] -= 1
     warnings.warn(
         f"{wanted} features exceed the {limit} that max_tokens leaves; {take} are read. "
-        "Set n_genes, n_peaks and n_proteins to choose the shares.",
+        "Set n_genes, n_peaks, n_proteins and n_niche to choose the shares.",
         CellxPertWarning,
         stacklevel=3,
     )
@@ -160,7 +163,7 @@ class _Pool:
         return Choice(self.columns[picked], self.total[picked] / max(len(self.rows), 1))
 
     def scores(self) -> FloatArray:
-        transform = transform_of(self.role, self.cells.setup.modality(self.role).counts)
+        transform = transform_of(self.role, self.cells.counts(self.role))
         n = max(len(self.rows), 1)
         if transform == "counts":
             open_share = self.sums(lambda matrix: (matrix.data != 0).astype(np.float64)) / n

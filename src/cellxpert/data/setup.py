@@ -19,8 +19,9 @@ from cellxpert.data.conditions import DOSES
 from cellxpert.data.names import check_names
 from cellxpert.data.objects import check_anndata, check_columns, check_mudata, refuse_view
 from cellxpert.data.obs import closest
-from cellxpert.data.record import ModalitySetup, Setup
-from cellxpert.data.vocabulary import MODALITIES
+from cellxpert.data.record import ModalitySetup, Setup, SpatialSetup
+from cellxpert.data.roles import MEASURED
+from cellxpert.data.space import Space, check_space
 from cellxpert.errors import CellxPertWarning, ConfigError, LayerError, ModalityError, NotSetUpError
 
 __all__ = [
@@ -53,6 +54,11 @@ def setup_mudata(
     control_category: str = "control",
     perturbation_type: str = "knockout",
     counts: str | Mapping[str, str] = "auto",
+    spatial_key: str | None = None,
+    library_key: str | None = None,
+    neighbors_key: str | None = None,
+    n_neighbors: int = 10,
+    image_key: str | None = None,
 ) -> Setup:
     """Say what a MuData holds, check all of it, and record that in ``uns["cellxpert_info"]["setup"]``.
 
@@ -76,6 +82,8 @@ def setup_mudata(
     counts
         What the values are, for all roles or per role. ``"auto"`` and ``"integer"`` require whole numbers,
         ``"fractional"`` accepts corrected counts (CellBender, decontX), ``"intensity"`` any numbers from 0 (imaging).
+    spatial_key, library_key, neighbors_key, n_neighbors, image_key
+        See :class:`~cellxpert.data.record.SpatialSetup`. Arrays are read from the modalities first, then from the MuData.
 
     Returns
     -------
@@ -94,7 +102,7 @@ def setup_mudata(
     """
     refuse_view(mdata, "setup_mudata")
     check_mudata(mdata)
-    names = {role: name for role, name in zip(MODALITIES, (rna, atac, protein), strict=True) if name is not None}
+    names = {role: name for role, name in zip(MEASURED, (rna, atac, protein), strict=True) if name is not None}
     _check_roles(mdata, names)
     layer = _per_role(layers or {}, "layers", names, example="counts")
     kind = _per_role(counts, "counts", names, example="fractional") if isinstance(counts, Mapping) else {}
@@ -108,7 +116,8 @@ def setup_mudata(
         for r, n in names.items()
     )
     perturbation = (perturbation_key, control_category, perturbation_type)
-    return _register(mdata, _setup(modalities, batch_key, labels_key, unlabeled_category, perturbation))
+    spatial = _spatial(spatial_key, library_key, neighbors_key, n_neighbors=n_neighbors, image_key=image_key)
+    return _register(mdata, _setup(modalities, batch_key, labels_key, unlabeled_category, perturbation, spatial))
 
 
 def setup_anndata(
@@ -123,6 +132,11 @@ def setup_anndata(
     control_category: str = "control",
     perturbation_type: str = "knockout",
     counts: str = "auto",
+    spatial_key: str | None = None,
+    library_key: str | None = None,
+    neighbors_key: str | None = None,
+    n_neighbors: int = 10,
+    image_key: str | None = None,
 ) -> Setup:
     """Say what an AnnData holds, check all of it, and record that in ``uns["cellxpert_info"]["setup"]``.
 
@@ -135,6 +149,8 @@ def setup_anndata(
     layer
         Layer that holds the values; None for ``X``.
     batch_key, labels_key, unlabeled_category, perturbation_key, control_category, perturbation_type, counts
+        As in :func:`setup_mudata`.
+    spatial_key, library_key, neighbors_key, n_neighbors, image_key
         As in :func:`setup_mudata`.
 
     Returns
@@ -149,17 +165,18 @@ def setup_anndata(
     """
     refuse_view(adata, "setup_anndata")
     check_anndata(adata)
-    if modality not in MODALITIES:
-        raise ConfigError("setup_anndata(modality=)", found=repr(modality), fix=f"use one of {list(MODALITIES)}")
+    if modality not in MEASURED:
+        raise ConfigError("setup_anndata(modality=)", found=repr(modality), fix=f"use one of {list(MEASURED)}")
     modalities = (ModalitySetup(role=modality, layer=layer, counts=_counts(counts)),)
     perturbation = (perturbation_key, control_category, perturbation_type)
-    return _register(adata, _setup(modalities, batch_key, labels_key, unlabeled_category, perturbation))
+    spatial = _spatial(spatial_key, library_key, neighbors_key, n_neighbors=n_neighbors, image_key=image_key)
+    return _register(adata, _setup(modalities, batch_key, labels_key, unlabeled_category, perturbation, spatial))
 
 
 def _check_roles(mdata: MuData, names: dict[str, str]) -> None:
     have = list(mdata.mod)
     if not names:
-        guess = next((r for r in MODALITIES if r in have), "rna")
+        guess = next((r for r in MEASURED if r in have), "rna")
         raise ModalityError(
             "setup_mudata",
             found=f"no modality was named; mdata has {have}",
@@ -203,6 +220,7 @@ def _setup(
     labels_key: object,
     unlabeled: object,
     perturbation: tuple[object, object, object],
+    spatial: SpatialSetup | None,
 ) -> Setup:
     perturbation_key, control, kind = perturbation
     columns = {"batch_key": batch_key, "labels_key": labels_key, "perturbation_key": perturbation_key}
@@ -220,8 +238,31 @@ def _setup(
         unlabeled_category=unlabeled,
         control_category=control,
         perturbation_type=kind,
+        spatial=spatial,
         **columns,
     )
+
+
+def _spatial(
+    spatial_key: object, library_key: object, neighbors_key: object, *, n_neighbors: object, image_key: object
+) -> SpatialSetup | None:
+    keys_of = {
+        "spatial_key": spatial_key,
+        "library_key": library_key,
+        "neighbors_key": neighbors_key,
+        "image_key": image_key,
+    }
+    for name, value in keys_of.items():
+        if value is not None and not (isinstance(value, str) and value):
+            raise ConfigError(f"{name}=", found=repr(value), fix="give a name, such as 'spatial', or None")
+    if not (isinstance(n_neighbors, int) and not isinstance(n_neighbors, bool) and n_neighbors >= 1):
+        raise ConfigError("n_neighbors=", found=repr(n_neighbors), fix="give a whole number from 1")
+    if spatial_key is None and neighbors_key is None and image_key is None:
+        if library_key is not None:
+            found = f"{library_key!r}, and neither coordinates nor a graph"
+            raise ConfigError("library_key=", found=found, fix="pass spatial_key='spatial' too, or batch_key instead")
+        return None
+    return SpatialSetup(n_neighbors=n_neighbors, **keys_of)
 
 
 def _register(data: AnnData | MuData, setup: Setup) -> Setup:
@@ -259,6 +300,8 @@ def validate(data: AnnData | MuData, setup: Setup) -> tuple[str, ...]:
         adata, where = cells.adata(m.role), cells.where(m.role)
         notes += check_names(adata, m.role, where=where)
         notes += check_values(adata, m.layer, counts=m.counts, role=m.role, where=where)
+    if cells.space is not None and setup.spatial is not None:
+        notes += check_space(data, cells.space, spatial_key=setup.spatial.spatial_key)
     return tuple(notes + check_columns(cells))
 
 
@@ -321,7 +364,23 @@ def query_setup(setup: Setup, data: AnnData | MuData) -> Setup:
             raise LayerError("query" if m.name is None else f"query[{m.name!r}]", found=found, fix=fix)
     keys_of = ("batch_key", "labels_key", "perturbation_key")
     kept = {k: v if (v := getattr(setup, k)) in columns else None for k in keys_of}
-    return replace(setup, modalities=modalities, notes=(), **kept)
+    spatial = None if setup.spatial is None else _query_space(setup.spatial, data, columns=columns)
+    return replace(setup, modalities=modalities, notes=(), spatial=spatial, **kept)
+
+
+def _query_space(spatial: SpatialSetup, data: AnnData | MuData, *, columns: set[str]) -> SpatialSetup | None:
+    """What an object has of the coordinates, sections, graphs and image features that a model was set up with."""
+    parts = (data, *(data.mod.values() if isinstance(data, MuData) else ()))
+    arrays, graphs = ({key for part in parts for key in getattr(part, name)} for name in ("obsm", "obsp"))
+    graph = spatial.neighbors_key
+    found = replace(
+        spatial,
+        spatial_key=spatial.spatial_key if spatial.spatial_key in arrays else None,
+        library_key=spatial.library_key if spatial.library_key in columns else None,
+        neighbors_key=graph if graphs & {graph, f"{graph}_connectivities"} else None,
+        image_key=spatial.image_key if spatial.image_key in arrays else None,
+    )
+    return found if found.has_niche or found.image_key is not None else None
 
 
 def presence(cells: Cells) -> pd.DataFrame:
@@ -381,9 +440,21 @@ def summary(setup: Setup, data: AnnData | MuData) -> str:
             f"perturbations: obs[{setup.perturbation_key!r}], {n_conditions} conditions ({setup.perturbation_type}), "
             f"{n_control} cells {setup.control_category!r}"
         )
+    if cells.space is not None and setup.spatial is not None:
+        lines.append(_space_line(setup.spatial, cells.space))
     table = presence(cells).T
     key = "none" if setup.batch_key is None else f"obs[{setup.batch_key!r}], {len(table)} batches"
     lines += [f"batches: {key}; cells with each modality:", table.head(_MAX_BATCHES_SHOWN).to_string()]
     if len(table) > _MAX_BATCHES_SHOWN:
         lines.append(f"... and {len(table) - _MAX_BATCHES_SHOWN} more batches")
     return "\n".join([*lines, *(f"note: {note}" for note in setup.notes)])
+
+
+def _space_line(said: SpatialSetup, space: Space) -> str:
+    parts = [] if space.xyz_NP is None else [f"obsm[{said.spatial_key!r}] in {space.xyz_NP.shape[1]}-D"]
+    parts += [f"{len(space.sections)} sections of obs[{said.library_key!r}]"] if space.sections else []
+    if space.graph_NN is not None:
+        source = f"obsp of {said.neighbors_key!r}" if said.neighbors_key else f"{said.n_neighbors} nearest neighbours"
+        parts.append(f"niches of {space.source} from {source} in {int(space.has_neighbors.sum())} cells")
+    parts += [] if space.image_NF is None else [f"{space.image_NF.shape[1]} image features"]
+    return f"space: {', '.join(parts)}"

@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from cellxpert.data.binning import digitize, quantile_bins, ragged, transform_of
 from cellxpert.data.gather import gather, scales
+from cellxpert.data.roles import NICHE
 from cellxpert.data.vocabulary import Vocabulary
-from cellxpert.errors import CellxPertWarning, NotCountsError, QueryError, VocabularyError
+from cellxpert.errors import CellxPertWarning, NotCountsError, QueryError, SpatialError, VocabularyError
 
 if TYPE_CHECKING:
     from cellxpert.config import TokenConfig
@@ -45,6 +46,10 @@ class Tokens:
     """Index of each cell into ``measured_features``."""
     measured_features: npt.NDArray[np.bool_]
     """Which features were measured, of shape (n_patterns, V): one row per combination of modalities."""
+    place: npt.NDArray[np.float32] | None = None
+    """Place of each cell (see :class:`~cellxpert.data.space.Space`), of shape (n_cells, 3), NaN for cells without; None: not read."""
+    image: npt.NDArray[np.float32] | None = None
+    """Standardised image features of each cell, of shape (n_cells, F), NaN for cells without; None: not read."""
 
     @property
     def n_cells(self) -> int:
@@ -129,7 +134,32 @@ def tokenize(
         rows=rows,
         pattern=pattern.reshape(-1).astype(np.int32),
         measured_features=measured,
+        place=_places(cells, vocabulary, rows),
+        image=_images(cells, vocabulary, rows),
     )
+
+
+def _places(cells: Cells, vocabulary: Vocabulary, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32] | None:
+    if not vocabulary.place:
+        return None
+    if cells.space is None or cells.space.place_NX is None:
+        return np.full((len(rows), 3), np.nan, np.float32)
+    return cells.space.place_NX[rows]
+
+
+def _images(cells: Cells, vocabulary: Vocabulary, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32] | None:
+    if vocabulary.image is None:
+        return None
+    if cells.space is None or cells.space.image_NF is None:
+        return np.full((len(rows), vocabulary.n_image), np.nan, np.float32)
+    found = cells.space.image_NF
+    if found.shape[1] != vocabulary.n_image:
+        raise SpatialError(
+            f"obsm[{cells.setup.spatial.image_key!r}]" if cells.setup.spatial else "obsm",
+            found=f"{found.shape[1]} image features, the model reads {vocabulary.n_image}",
+            fix="give the features that the model was trained with, in the same order",
+        )
+    return vocabulary.image.standardise(found[rows])
 
 
 def _shared_roles(cells: Cells, vocabulary: Vocabulary, config: TokenConfig) -> list[str]:
@@ -139,14 +169,14 @@ def _shared_roles(cells: Cells, vocabulary: Vocabulary, config: TokenConfig) -> 
             found=f"{config.n_bins} {config.binning} bins asked for, the vocabulary has {vocabulary.n_bins} {vocabulary.binning}",
             fix="use the settings that the vocabulary was fitted with",
         )
-    roles = [role for role in vocabulary.roles if role in cells.roles]
-    if not roles:
+    roles = [role for role in vocabulary.roles if role in cells.token_roles]
+    if not set(roles) - {NICHE}:
         raise QueryError("modalities", found=f"{cells.roles}", fix=f"set up one of {vocabulary.roles}")
     if extra := [role for role in cells.roles if role not in roles]:
         text = f"the vocabulary has no features of {', '.join(extra)}, which is not read"
         warnings.warn(text, CellxPertWarning, stacklevel=3)
     for role in roles:
-        here, there = transform_of(role, cells.setup.modality(role).counts), vocabulary.block(role).transform
+        here, there = transform_of(role, cells.counts(role)), vocabulary.block(role).transform
         if here != there:
             raise NotCountsError(
                 f"modality {role}",

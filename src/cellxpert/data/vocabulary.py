@@ -1,6 +1,6 @@
 """The features a model reads: their names, order, bins, and how they are found in another object.
 
-Features are laid out modality by modality (:data:`MODALITIES`) and by name within a modality, whatever their order in the
+Features are laid out modality by modality (:data:`~cellxpert.data.roles.MODALITIES`) and by name within a modality, whatever their order in the
 object, and are numbered 0 ... V - 1.
 """
 
@@ -26,6 +26,7 @@ from cellxpert.data.binning import (
     quantile_bins,
     transform_of,
 )
+from cellxpert.data.roles import MODALITIES
 from cellxpert.data.selection import select_features
 from cellxpert.errors import VocabularyError
 
@@ -33,14 +34,11 @@ if TYPE_CHECKING:
     from cellxpert.config import TokenConfig
     from cellxpert.data.cells import Cells
 
-__all__ = ["MODALITIES", "FeatureBlock", "Vocabulary"]
-
-MODALITIES = ("rna", "atac", "protein")
-"""Roles that a modality can play, in the order of their features."""
+__all__ = ["FeatureBlock", "ImageScale", "Vocabulary"]
 
 _FIT_VALUES = 20_000_000
 """Non-zero values per modality from which bins are fitted; with more, evenly spaced training cells are taken."""
-_CHUNK = 4096
+_CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class FeatureBlock:
     Parameters
     ----------
     role
-        One of :data:`MODALITIES`.
+        One of :data:`~cellxpert.data.roles.MODALITIES`.
     names
         Feature names, sorted.
     ids
@@ -102,6 +100,26 @@ class FeatureBlock:
         )
 
 
+@dataclass(frozen=True)
+class ImageScale:
+    """Mean and standard deviation of each image feature over the training cells."""
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    @classmethod
+    def fit(cls, image_NF: npt.NDArray[np.float64]) -> ImageScale:
+        """Take them from training cells; a feature that does not vary has a deviation of 1."""
+        image_NF = image_NF[np.isfinite(image_NF).all(axis=1)]
+        deviation_F = image_NF.std(axis=0)
+        deviation_F = np.where(deviation_F > 1e-12 * (1 + np.abs(image_NF.mean(axis=0))), deviation_F, 1.0)
+        return cls(tuple(image_NF.mean(axis=0).tolist()), tuple(deviation_F.tolist()))
+
+    def standardise(self, image_NF: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+        """Return features of mean 0 and deviation 1 among the training cells."""
+        return ((image_NF - np.array(self.mean)) / np.array(self.deviation)).astype(np.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
     """The features that a model reads, and their bins.
@@ -109,16 +127,22 @@ class Vocabulary:
     Parameters
     ----------
     blocks
-        One per modality, in the order of :data:`MODALITIES`.
+        One per modality, in the order of :data:`~cellxpert.data.roles.MODALITIES`.
     n_bins
         Number of bins, zero's included.
     binning
         ``"global"`` or ``"per_cell"``.
+    place
+        Whether places of cells are read.
+    image
+        Scale of the image features; None where there are none.
     """
 
     blocks: tuple[FeatureBlock, ...]
     n_bins: int
     binning: str
+    place: bool = False
+    image: ImageScale | None = None
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -134,13 +158,18 @@ class Vocabulary:
         return sum(len(block.names) for block in self.blocks)
 
     @property
+    def n_image(self) -> int:
+        """Number of image features."""
+        return 0 if self.image is None else len(self.image.mean)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of all features; a name may occur in several modalities."""
         return tuple(name for block in self.blocks for name in block.names)
 
     @functools.cached_property
     def role_of_feature(self) -> npt.NDArray[np.int8]:
-        """Modality of each feature as an index into :data:`MODALITIES`, of shape (V,)."""
+        """Modality of each feature as an index into :data:`~cellxpert.data.roles.MODALITIES`, of shape (V,)."""
         codes = [MODALITIES.index(block.role) for block in self.blocks]
         return np.repeat(codes, [len(block.names) for block in self.blocks]).astype(np.int8)
 
@@ -158,7 +187,7 @@ class Vocabulary:
         return table[self.role_of_feature[np.asarray(feature)], np.asarray(bins)]
 
     def levels(self, n_modalities: int) -> npt.NDArray[np.float64]:
-        """Return the magnitude of every bin, a row for each of the first :data:`MODALITIES`."""
+        """Return the magnitude of every bin, a row for each of the first :data:`~cellxpert.data.roles.MODALITIES`."""
         table = np.zeros((n_modalities, self.n_bins))
         for block in self.blocks:
             table[MODALITIES.index(block.role)] = block.bin_means
@@ -187,7 +216,7 @@ class Vocabulary:
         blocks = []
         for role, choice in select_features(cells, config, train_rows=rows).items():
             present = rows[cells.present(role)[rows]]
-            transform = transform_of(role, cells.setup.modality(role).counts)
+            transform = transform_of(role, cells.counts(role))
             edges, means = _fit_bins(
                 cells, role, rows=present, columns=choice.columns, transform=transform, config=config
             )
@@ -203,7 +232,12 @@ class Vocabulary:
                     transform=transform,
                 )
             )
-        return cls(tuple(blocks), config.n_bins, config.binning)
+        space, place, image = cells.space, False, None
+        if space is not None:
+            place = config.place and space.place_NX is not None
+            if config.image and space.image_NF is not None and np.isfinite(space.image_NF[rows]).all(axis=1).any():
+                image = ImageScale.fit(space.image_NF[rows])
+        return cls(tuple(blocks), config.n_bins, config.binning, place, image)
 
     def match(self, cells: Cells, role: str, *, min_overlap: float = 0.3) -> npt.NDArray[np.int64]:
         """Find the features of one modality in another object, by name, or by Ensembl id where names do not match.
@@ -248,7 +282,12 @@ class Vocabulary:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; through JSON and back they give the same vocabulary, bit for bit."""
-        return {"n_bins": self.n_bins, "binning": self.binning, "blocks": [block.to_dict() for block in self.blocks]}
+        out = {"n_bins": self.n_bins, "binning": self.binning, "blocks": [block.to_dict() for block in self.blocks]}
+        if self.place:
+            out["place"] = True
+        if self.image is not None:
+            out["image"] = {"mean": list(self.image.mean), "deviation": list(self.image.deviation)}
+        return out
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Vocabulary:
@@ -261,12 +300,17 @@ class Vocabulary:
         """
         known = {"n_bins", "binning", "blocks"}, {f.name for f in dataclasses.fields(FeatureBlock)}
         try:
-            for entry, names in [(data, known[0]), *((b, known[1]) for b in data["blocks"])]:
+            said = {k: v for k, v in data.items() if k not in {"place", "image"}}  # there only where they are read
+            for entry, names in [(said, known[0]), *((b, known[1]) for b in data["blocks"])]:
                 if set(entry) != names:
                     raise VocabularyError(
                         "vocabulary", found=f"entries {sorted(entry)}", fix=f"expected {sorted(names)}"
                     )
-            return cls(tuple(FeatureBlock.from_dict(b) for b in data["blocks"]), data["n_bins"], data["binning"])
+            image = None
+            if "image" in data:
+                image = ImageScale(*(tuple(float(x) for x in data["image"][k]) for k in ("mean", "deviation")))
+            blocks = tuple(FeatureBlock.from_dict(b) for b in data["blocks"])
+            return cls(blocks, data["n_bins"], data["binning"], data.get("place", False), image)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             if isinstance(error, VocabularyError):
                 raise
@@ -282,6 +326,10 @@ def _validate(vocabulary: Vocabulary) -> None:
     require(order and min(order) >= 0 and order == sorted(set(order)), f"modalities {vocabulary.roles}")
     require(vocabulary.binning in {"global", "per_cell"}, f"binning {vocabulary.binning!r}")
     require(isinstance(vocabulary.n_bins, int) and 3 <= vocabulary.n_bins <= 256, f"{vocabulary.n_bins!r} bins")
+    require(vocabulary.place in (True, False), f"place {vocabulary.place!r}")
+    if vocabulary.image is not None:
+        scale = np.array([vocabulary.image.mean, vocabulary.image.deviation], dtype=np.float64)
+        require(np.isfinite(scale).all() and (scale[1] > 0).all(), "image features without a scale")
     for block in vocabulary.blocks:
         n, where = len(block.names), f"modality {block.role!r}"
         require(n > 0 and list(block.names) == sorted(set(block.names)), f"{where}: names unsorted or repeated")

@@ -37,6 +37,7 @@ from cellxpert.metrics.pseudobulk import (
     target_mask,
     top_genes,
 )
+from cellxpert.metrics.spatial import neighborhood_correlation, variogram
 
 __all__ = [
     "ancestor_leak",
@@ -61,6 +62,7 @@ __all__ = [
     "mae",
     "median_f1",
     "mse",
+    "neighborhood_correlation",
     "nll",
     "noise_ceiling",
     "pearson_delta",
@@ -75,5 +77,6 @@ __all__ = [
     "target_mask",
     "top_genes",
     "unseen_auroc",
+    "variogram",
     "weighted_f1",
 ]

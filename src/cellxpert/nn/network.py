@@ -23,9 +23,11 @@ from cellxpert.nn.embedding import Embedding
 from cellxpert.nn.encoder import Encoded, Encoder
 from cellxpert.nn.factors import Evidence, Factors
 from cellxpert.nn.heads import BinHead, LabelHead
+from cellxpert.nn.surroundings import Surroundings
 
 __all__ = ["Network"]
 
+_ZERO = frozenset({"labels.magnitude.weight", "labels.image.weight", "cell_queries.depth.weight"})
 EMBEDDING_STD = 0.1
 """Initial scale of embeddings: large enough for the first branches not to drown them, small enough to be moved."""
 
@@ -45,6 +47,8 @@ class Network(nn.Module):
         Number of labels; 0 for a network without a label head.
     n_targets
         Number of genes that were perturbed in training cells; 0 for a network that has seen none.
+    place, n_image
+        Whether places of cells are read, and how many image features.
     max_tokens
         Longest sequence, [CLS] included (the number of learned positions, where the network has them).
     generator
@@ -59,6 +63,8 @@ class Network(nn.Module):
         n_bins: int,
         n_labels: int = 0,
         n_targets: int = 0,
+        place: bool = False,
+        n_image: int = 0,
         max_tokens: int = 4096,
         generator: torch.Generator | None = None,
     ) -> None:
@@ -70,6 +76,7 @@ class Network(nn.Module):
             self.embedding = Embedding(
                 feature_modality, n_bins=n_bins, width=width, n_positions=max_tokens if config.position else 0
             )
+            self.surroundings = Surroundings(width, place=place, n_image=n_image) if place or n_image else None
             self.encoder = Encoder(config)
             modality_V = torch.as_tensor(feature_modality, dtype=torch.int64, device="cpu")
             self.cell = CellHead(width, modality_V=modality_V, n_bins=n_bins, pooling=config.pooling)
@@ -85,8 +92,9 @@ class Network(nn.Module):
                 LabelHead(
                     width,
                     n_labels,
-                    n_features=self.n_features,
+                    modality_V=modality_V,
                     n_bins=n_bins,
+                    n_image=n_image,
                     dropout=config.label_dropout,
                     gradient=config.label_gradient,
                 )
@@ -104,6 +112,8 @@ class Network(nn.Module):
         n_labels: int,
         seed: int,
         n_targets: int = 0,
+        place: bool = False,
+        n_image: int = 0,
     ) -> Network:
         """Make the network of a whole configuration, its weights drawn from ``seed``."""
         return cls(
@@ -112,6 +122,8 @@ class Network(nn.Module):
             n_bins=config.tokens.n_bins,
             n_labels=n_labels,
             n_targets=n_targets,
+            place=place,
+            n_image=n_image,
             max_tokens=config.tokens.max_tokens,
             generator=torch.Generator().manual_seed(seed),
         )
@@ -135,9 +147,16 @@ class Network(nn.Module):
             ids = [None if x is None else x[keep_T] for x in ids]
         if self.config.position and ids[2] is None:
             ids[2] = layout.offset_T
-        tokens_TD, routers = self.encoder(self.embedding.tokens(*ids), layout)
+        tokens_TD = self.embedding.tokens(*ids)
+        if self.surroundings is not None:
+            around_BD = self.surroundings(batch.place_BX, batch.image_BF, blank_B=batch.blank_B)
+            if around_BD is not None:
+                tokens_TD = tokens_TD.index_add(0, layout.start_B, around_BD.to(tokens_TD.dtype))
+        tokens_TD, routers = self.encoder(tokens_TD, layout)
         cell_BD = self.cell(tokens_TD, layout, feature_T=ids[0], bin_T=ids[1])
-        label_BC = None if self.labels is None else self.labels(cell_BD, layout, feature_T=ids[0], bin_T=ids[1])
+        label_BC = None
+        if self.labels is not None:
+            label_BC = self.labels(cell_BD, layout, feature_T=ids[0], bin_T=ids[1], image_BF=batch.image_BF)
         lowest_BM = self.cell_queries.lowest(layout, feature_T=ids[0], bin_T=ids[1])
         evidence = None
         if self.factors is not None:
@@ -263,7 +282,8 @@ def _draw_weights(network: Network, generator: torch.Generator) -> None:
     bias of each (feature, bin); label bias    0
     cell: feature, gate                        normal, 0.02; 0.1
     cell queries: gain, depth                  normal, 0.02; 0
-    labels: reading of magnitudes              0
+    labels: reading of magnitudes and images   0
+    surroundings                               0
     bins, labels                               normal, 0.02
     factors: read, answer, zero                normal, 0.02
     intervention: direct and pair              normal, 0.1
@@ -280,7 +300,10 @@ def _draw_weights(network: Network, generator: torch.Generator) -> None:
             nn.init.zeros_(weight)
         elif name == "cell.gate":
             nn.init.constant_(weight, 0.1)
-        elif name in {"labels.magnitude.weight", "cell_queries.depth.weight"}:
+        elif (
+            name in {"labels.magnitude.weight", "labels.image.weight", "cell_queries.depth.weight"}
+            or part == "surroundings"
+        ):
             nn.init.zeros_(weight)
         elif name == "cell.feature.weight":
             nn.init.normal_(weight, std=0.02, generator=generator)

@@ -15,6 +15,8 @@ from cellxpert.pl.perturbation_chains import trace, trajectory
 from cellxpert.pl.perturbation_effects import top_genes, volcano
 from cellxpert.pl.perturbation_similarity import similarity
 from cellxpert.pl.report import annotation_report
+from cellxpert.pl.spatial import tissue
+from cellxpert.pl.spatial_statistics import neighborhood_enrichment, variogram
 
 __all__ = [
     "annotation_report",
@@ -22,10 +24,13 @@ __all__ = [
     "confusion_matrix",
     "embedding",
     "label_colors",
+    "neighborhood_enrichment",
     "similarity",
+    "tissue",
     "top_genes",
     "trace",
     "training_history",
     "trajectory",
+    "variogram",
     "volcano",
 ]

@@ -15,7 +15,7 @@ from cellxpert.batch import Batch
 from cellxpert.data.collate import Collator
 from cellxpert.data.vocabulary import Vocabulary
 
-__all__ = ["bins_at", "bins_of", "measured", "with_bins"]
+__all__ = ["bins_at", "bins_of", "measured", "rebinned", "with_bins"]
 
 Ints = npt.NDArray[np.int64]
 NOTHING = 1e-9
@@ -44,6 +44,11 @@ def measured(collator: Collator, rows: Ints) -> npt.NDArray[np.bool_]:
 
 def with_bins(collator: Collator, rows: Ints, feature_M: Ints, *, bin_NM: Ints) -> Batch:
     """Make a batch of cells in which chosen features have these bins, whether or not they were measured there."""
+    return rebinned(collator, rows, feature_M, bin_NM=bin_NM)(np.arange(len(rows)))
+
+
+def rebinned(collator: Collator, rows: Ints, feature_M: Ints, *, bin_NM: Ints) -> Collator:
+    """Return the maker of batches of these cells alone, in which chosen features have other bins."""
     bin_NV = bins_at(collator, rows, np.arange(collator.n_features))
     bin_NV[:, feature_M] = bin_NM
     keep_NV = bin_NV > 0
@@ -57,10 +62,12 @@ def with_bins(collator: Collator, rows: Ints, feature_M: Ints, *, bin_NM: Ints) 
         start=np.concatenate([[0], np.cumsum(keep_NV.sum(axis=1))]),
         rows=collator.tokens.rows[rows],
         pattern=collator.tokens.pattern[rows],
+        place=None if collator.tokens.place is None else collator.tokens.place[rows],
+        image=None if collator.tokens.image is None else collator.tokens.image[rows],
     )
     other = copy.copy(collator)  # the same patterns and the same order of positions
     other.tokens = tokens
-    return other(np.arange(len(rows)))
+    return other
 
 
 def bins_of(vocabulary: Vocabulary, feature_M: Ints, level_NM: npt.NDArray[np.float64]) -> Ints:

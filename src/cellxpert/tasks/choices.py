@@ -113,6 +113,7 @@ def _sites(job: Screen, requests: Sequence[Request], rows: Ints) -> Sites:
     score_V = functools.reduce(np.maximum, (_scores(job, request) for request in requests))
     score_V[~measured(job.collator, rows).any(axis=0)] = -1.0
     score_V[[*perturbed, *barred]] = -1.0
+    score_V[job.niche_V] = -1.0  # what neighbours have does not follow what is done to the cell
     order = np.lexsort((np.arange(len(score_V)), -score_V))[: job.settings.n_movable]
     held = perturbed if job.target == "zero-shot" else []
     return Sites(np.array(held, np.int64), np.sort(order[score_V[order] >= 0]))

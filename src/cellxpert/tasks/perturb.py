@@ -134,7 +134,7 @@ def _run_null(job: Screen, sites: Sites, rows: npt.NDArray[np.int64]) -> _Null:
         seed=job.seed,
     )
     here_NV = measured(job.collator, rows)
-    readout = Readout(population, asked_V=here_NV.any(axis=0))
+    readout = Readout(population, asked_V=here_NV.any(axis=0) & ~job.niche_V)
     arm = population.run(kernel=job.kernel, n_steps=job.n_steps)
     features = np.arange(job.network.n_features)
     start_NV = job.level_VK.numpy()[features, bins_at(job.collator, rows, features)]

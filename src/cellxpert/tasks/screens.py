@@ -20,6 +20,7 @@ import torch
 from cellxpert.config import SteeringConfig
 from cellxpert.data.collate import Collator
 from cellxpert.data.perturbations import Perturbations, gene_ids
+from cellxpert.data.roles import MODALITIES, NICHE
 from cellxpert.data.vocabulary import Vocabulary
 from cellxpert.nn.network import Network
 from cellxpert.tasks.interventions import Request
@@ -142,10 +143,15 @@ class Screen:
         return dict(zip(genes, torch.from_numpy(weight_QG).float(), strict=True))
 
     @functools.cached_property
+    def niche_V(self) -> npt.NDArray[np.bool_]:
+        """Which features are of niches: context, whatever is perturbed."""
+        return self.vocabulary.role_of_feature == MODALITIES.index(NICHE)
+
+    @functools.cached_property
     def place_G(self) -> Ints:
-        """Features that results are about: the genes, or all features where there are none."""
+        """Features that results are about: the genes, or all that were measured in the cell where there are none."""
         if "rna" not in self.vocabulary.roles:
-            return np.arange(self.vocabulary.n_features)
+            return np.flatnonzero(~self.niche_V)
         return self.vocabulary.offset("rna") + np.arange(len(self.vocabulary.block("rna").names))
 
     @functools.cached_property

@@ -77,6 +77,8 @@ def finetune_network(
     tuned = Network.from_config(
         config,
         feature_modality=vocabulary.role_of_feature.tolist(),
+        place=vocabulary.place,
+        n_image=vocabulary.n_image,
         n_labels=len(classes),
         n_targets=0 if known is None else len(known.targets),
         seed=seed,

@@ -38,7 +38,7 @@ def refit_label_head(
     codes: npt.NDArray[np.int64],
     label_loss: Literal["plain", "weighted", "balanced"],
 ) -> None:
-    """Fit the label head of a trained network, in place.
+    """Fit the label head of a trained network, in place: to binned magnitudes, cell vectors, and image features.
 
     Parameters
     ----------
@@ -63,10 +63,14 @@ def refit_label_head(
     for chosen, batch in inference_batches(collator, rows):
         vector_ND[chosen] = network.encode(batch).cell_BD.numpy()
     tokens = collator.tokens
-    scale_K = head.scale_K.numpy().astype(np.float64)
+    scale_MK, modality_V = head.scale_MK.numpy().astype(np.float64), head.modality_V.numpy()
     shape = (tokens.n_cells, network.n_features)
-    magnitude_NV = sparse.csr_matrix((scale_K[tokens.bin], tokens.feature, tokens.start), shape=shape)
-    inputs = sparse.hstack([magnitude_NV[rows], sparse.csr_matrix(vector_ND[rows])], format="csr")
+    scale_T = scale_MK[modality_V[tokens.feature], tokens.bin]
+    magnitude_NV = sparse.csr_matrix((scale_T, tokens.feature, tokens.start), shape=shape)
+    parts = [magnitude_NV[rows], sparse.csr_matrix(vector_ND[rows])]
+    if head.image is not None and tokens.image is not None:
+        parts.append(sparse.csr_matrix(np.nan_to_num(tokens.image[rows])))
+    inputs = sparse.hstack(parts, format="csr")
     weight = None if label_loss == "plain" else "balanced"
     fitted = LogisticRegression(C=INVERSE_PENALTY, class_weight=weight, max_iter=5000).fit(inputs, codes[rows])
     coefficients, intercepts = fitted.coef_, fitted.intercept_
@@ -75,7 +79,10 @@ def refit_label_head(
     weight_CX = torch.from_numpy(coefficients).float()
     seen_C = torch.from_numpy(fitted.classes_)
     head.magnitude.weight[: network.n_features, seen_C] = weight_CX[:, : network.n_features].T
-    head.cell.weight[seen_C] = weight_CX[:, network.n_features :]
+    at = network.n_features + network.config.width
+    head.cell.weight[seen_C] = weight_CX[:, network.n_features : at]
+    if head.image is not None:
+        head.image.weight[seen_C] = weight_CX[:, at:]
     head.cell.bias[seen_C] = torch.from_numpy(intercepts).float()
 
 

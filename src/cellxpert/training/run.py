@@ -28,7 +28,7 @@ from cellxpert.nn.network import Network
 from cellxpert.training.fit import RunConfig, fit
 from cellxpert.training.objectives import class_weights
 from cellxpert.training.refit import refit_label_head, refit_responses
-from cellxpert.training.start import start_from_data, start_interventions
+from cellxpert.training.start import start_from_data, start_interventions, start_label_head
 
 __all__ = [
     "Learned",
@@ -135,6 +135,8 @@ def train_network(
     network = Network.from_config(
         config,
         feature_modality=vocabulary.role_of_feature.tolist(),
+        place=vocabulary.place,
+        n_image=vocabulary.n_image,
         n_labels=len(classes),
         n_targets=0 if perturbations is None else len(perturbations.targets),
         seed=seed,
@@ -199,6 +201,7 @@ def learn(
         tokens = without_targets(tokens, assigned)
     if fresh:
         start_from_data(network, vocabulary, tokens, rows=rows["train"], assigned=assigned, seed=seed)
+    start_label_head(network, vocabulary, tokens, rows=rows["train"])
     if perturbations is not None and assigned is not None:
         kept_G = np.array([gene in learned_targets for gene in perturbations.targets], bool)
         start_interventions(network, tokens, rows=rows["train"], assigned=assigned, kept_G=kept_G)

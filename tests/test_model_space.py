@@ -1,0 +1,196 @@
+"""Models of tissue as users make them: what space adds is read, written, saved, and absent without harm."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from mudata import MuData, set_options
+
+import cellxpert as cx
+from cellxpert.errors import CellxPertWarning, SpatialError
+
+KEYS = {"spatial_key": "spatial", "library_key": "section"}
+
+
+@pytest.fixture(scope="module")
+def _tissue() -> MuData:
+    mdata = cx.datasets.synthetic(
+        n_cells=240,
+        n_genes=30,
+        n_peaks=0,
+        n_proteins=5,
+        n_types=3,
+        n_batches=1,
+        n_sections=2,
+        n_perturbations=3,
+        control_fraction=0.7,
+        missing={"rna": 0.05},
+        seed=1,
+    )
+    for part in (mdata, *mdata.mod.values()):
+        part.obsm["image"] = np.random.default_rng(0).normal(size=(part.n_obs, 2))
+    del mdata["protein"].obsm["image"], mdata.obsm["image"]
+    return mdata
+
+
+@pytest.fixture
+def tissue(_tissue) -> MuData:
+    with set_options(pull_on_update=False):
+        return _tissue.copy()
+
+
+@pytest.fixture(scope="module")
+def model(_tissue) -> cx.CellxPert:
+    with set_options(pull_on_update=False):
+        mdata = _tissue.copy()
+    cx.CellxPert.setup_mudata(
+        mdata,
+        rna="rna",
+        protein="protein",
+        labels_key="cell_type",
+        perturbation_key="perturbation",
+        image_key="image",
+        **KEYS,
+    )
+    found = cx.CellxPert(mdata, config=cx.config.preset("nano").replace(n_niche=20), seed=0)
+    found.train(max_epochs=2, progress_bar=False)
+    return found
+
+
+def state(model):
+    return model._state  # the vocabulary has no public name yet
+
+
+def test_niches_places_and_images_are_features_of_the_model(model):
+    vocabulary = state(model).vocabulary
+    assert vocabulary.roles == ("rna", "protein", "niche")
+    assert len(vocabulary.block("niche").names) == 20
+    assert vocabulary.place
+    assert vocabulary.n_image == 2
+    assert "2 sections" in model.view_setup()
+    assert "niches of rna" in model.view_setup()
+
+
+def test_turned_and_scaled_sections_give_the_same_vectors(model, tissue):
+    before = model.get_latent(inplace=False)
+    turn = np.array([[0.6, -0.8], [0.8, 0.6]])
+    for part in (tissue, *tissue.mod.values()):
+        part.obsm["spatial"] = 1e-3 * (part.obsm["spatial"] @ turn.T)
+        part.obsm["spatial"] = np.column_stack([part.obsm["spatial"], np.full(part.n_obs, 4.0)])
+    after = model.get_latent(tissue, inplace=False)
+    np.testing.assert_allclose(after, before, atol=1e-4)
+
+
+def test_other_neighbours_give_other_vectors(model, tissue):
+    before = model.get_latent(inplace=False)
+    order = np.random.default_rng(0).permutation(tissue.n_obs)
+    shuffled = pd.DataFrame(tissue.obsm["spatial"][order], index=tissue.obs_names)
+    for part in (tissue, *tissue.mod.values()):
+        part.obsm["spatial"] = shuffled.loc[part.obs_names].to_numpy()
+    assert np.abs(model.get_latent(tissue, inplace=False) - before).max() > 0.05
+
+
+def test_an_object_without_space_is_read_with_a_warning(model, tissue):
+    for part in (tissue, *tissue.mod.values()):
+        del part.obsm["spatial"]
+    with pytest.warns(CellxPertWarning, match="niches, coordinates, which the object does not have"):
+        table = model.annotate(tissue, inplace=False)
+    assert np.isfinite(table["confidence"]).all()
+
+
+def test_image_features_of_another_width_are_refused(model, tissue):
+    tissue["rna"].obsm["image"] = np.ones((tissue["rna"].n_obs, 3))
+    with pytest.raises(SpatialError, match="3 image features, the model reads 2"):
+        model.get_latent(tissue, inplace=False)
+
+
+def test_saved_and_loaded_models_agree(model, tissue, tmp_path):
+    model.save(tmp_path / "model")
+    loaded = cx.CellxPert.load(tmp_path / "model", tissue)
+    np.testing.assert_array_equal(loaded.get_latent(inplace=False), model.get_latent(inplace=False))
+
+
+@pytest.mark.parametrize(
+    ("off", "roles", "place", "n_image"),
+    [
+        ({"n_niche": 0}, ("rna",), True, 2),
+        ({"place": False}, ("rna", "niche"), False, 2),
+        ({"image": False}, None, True, 0),
+    ],
+)
+def test_each_part_can_be_switched_off(tissue, off, roles, place, n_image):
+    adata = tissue["rna"].copy()
+    cx.CellxPert.setup_anndata(adata, image_key="image", **KEYS)
+    model = cx.CellxPert(adata, config=cx.config.preset("nano").replace(**off))
+    model.train(max_epochs=1, progress_bar=False)
+    vocabulary = state(model).vocabulary
+    assert roles in (None, vocabulary.roles)
+    assert (vocabulary.place, vocabulary.n_image) == (place, n_image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.get_latent()
+
+
+def test_finetuning_goes_on_with_niches(model, tissue):
+    adata = tissue["rna"].copy()
+    cx.CellxPert.setup_anndata(adata, labels_key="section", image_key="image", **KEYS)
+    other = cx.CellxPert.__new__(cx.CellxPert)
+    other.__dict__.update(model.__dict__)
+    other.finetune(adata, max_epochs=1, progress_bar=False)
+    assert len(other.labels) == 2
+    assert state(other).vocabulary is state(model).vocabulary
+
+
+# --- perturbed neighbours ----------------------------------------------------------------------------------------------
+
+SMALL = cx.config.SteeringConfig(n_cells=10, n_movable=8, min_cells=5)
+
+
+def perturb(model, **more):
+    return model.perturb("gene_00", 20, n_chains=2, steering=SMALL, progress_bar=False, **more)
+
+
+def test_neighbours_of_perturbed_cells_respond_and_others_do_not(model, tissue):
+    result = perturb(model, mdata=tissue, propagate=True)
+    plain = perturb(model, inplace=False)
+    pd.testing.assert_frame_equal(result.table, plain.table)  # the perturbed cells themselves do what they did
+    assert plain.surroundings is None
+    assert plain.reached == {}
+    key = ("gene_00", "all")
+    started, reached = set(result.cells[key]), result.reached[key]
+    space = tissue.obsm["spatial"]
+    named = {name: i for i, name in enumerate(tissue.obs_names)}
+    section = tissue.obs["section"].astype(str).to_numpy()
+    has_rna = set(tissue["rna"].obs_names)
+    expected = set()
+    for name, i in named.items():
+        others = [j for other, j in named.items() if other in has_rna and j != i and section[j] == section[i]]
+        near = sorted(others, key=lambda j: np.linalg.norm(space[j] - space[i]))[:10]
+        if name not in started and started & {tissue.obs_names[j] for j in near}:
+            expected.add(name)
+    assert set(reached.cells) == expected
+    written = tissue["rna"].layers["cellxpert_perturbed"]
+    rows = np.isin(tissue["rna"].obs_names, [*started, *reached.cells])
+    assert np.isnan(written[~rows]).all()
+    assert np.isfinite(written[rows]).any(axis=1).all()
+    assert np.isnan(tissue.obsm["X_cellxpert_perturbed"]).all(axis=1).sum() == tissue.n_obs - len(started) - len(
+        expected
+    )
+    table = tissue.uns["cellxpert_info"]["perturb"]["cellxpert_perturbed"]["surroundings"]
+    assert np.abs(table["effect"].to_numpy(float)).max() > 0
+    assert list(result.surroundings.columns) == list(result.table.columns)
+
+
+def test_propagation_needs_niches(model, tissue):
+    for part in (tissue, *tissue.mod.values()):
+        del part.obsm["spatial"]
+    with pytest.warns(CellxPertWarning), pytest.raises(SpatialError, match="an object without neighbours"):
+        perturb(model, mdata=tissue, propagate=True)
+
+
+def test_propagation_needs_a_model_of_niches(screened):
+    with pytest.raises(SpatialError, match="a model that reads no niches(.|\n)*spatial_key="):
+        screened.perturb("gene_00", 20, steering=SMALL, propagate=True, progress_bar=False)
