@@ -96,7 +96,7 @@ def test_other_neighbours_give_other_vectors(model, tissue):
 def test_an_object_without_space_is_read_with_a_warning(model, tissue):
     for part in (tissue, *tissue.mod.values()):
         del part.obsm["spatial"]
-    with pytest.warns(CellxPertWarning, match="niches, coordinates, which the object does not have"):
+    with pytest.warns(CellxPertWarning, match="niches, coordinates, which the object does not have: cells are read without"):
         table = model.annotate(tissue, inplace=False)
     assert np.isfinite(table["confidence"]).all()
 
@@ -171,9 +171,9 @@ def test_neighbours_of_perturbed_cells_respond_and_others_do_not(model, tissue):
         near = sorted(others, key=lambda j: np.linalg.norm(space[j] - space[i]))[:10]
         if name not in started and started & {tissue.obs_names[j] for j in near}:
             expected.add(name)
-    assert set(reached.cells) == expected
+    assert set(reached["cells"]) == expected
     written = tissue["rna"].layers["cellxpert_perturbed"]
-    rows = np.isin(tissue["rna"].obs_names, [*started, *reached.cells])
+    rows = np.isin(tissue["rna"].obs_names, [*started, *reached["cells"]])
     assert np.isnan(written[~rows]).all()
     assert np.isfinite(written[rows]).any(axis=1).all()
     assert np.isnan(tissue.obsm["X_cellxpert_perturbed"]).all(axis=1).sum() == tissue.n_obs - len(started) - len(
@@ -194,3 +194,63 @@ def test_propagation_needs_niches(model, tissue):
 def test_propagation_needs_a_model_of_niches(screened):
     with pytest.raises(SpatialError, match="a model that reads no niches(.|\n)*spatial_key="):
         screened.perturb("gene_00", 20, steering=SMALL, propagate=True, progress_bar=False)
+
+
+# --- squidpy and SpatialData -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*set_bad function will be deprecated:PendingDeprecationWarning"
+)  # matplotlib, of squidpy
+@pytest.mark.filterwarnings("ignore:No data for colormapping provided:UserWarning")  # squidpy.pl.spatial_scatter
+def test_squidpy_takes_the_results_as_they_are(model, tissue, tmp_path):
+    """No warning but the two named: none that a function or argument that we use is deprecated."""
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("agg")
+    with warnings.catch_warnings(action="ignore", category=SyntaxWarning):  # of a library that squidpy imports
+        squidpy = pytest.importorskip("squidpy")
+    adata = tissue["rna"].copy()
+    model.annotate(adata)
+    model.get_latent(adata)
+    labels = adata.obs["cellxpert_label"]
+    assert labels.notna().all()
+    assert set(labels.cat.categories) == set(labels)
+    assert "cellxpert_label_colors" not in adata.uns
+    squidpy.gr.spatial_neighbors_knn(adata, n_neighs=6, library_key="section")
+    squidpy.gr.nhood_enrichment(adata, cluster_key="cellxpert_label", seed=0, show_progress_bar=False)
+    squidpy.gr.co_occurrence(adata, cluster_key="cellxpert_label")
+    squidpy.pl.spatial_scatter(adata, color="cellxpert_label", shape=None, library_key="section")
+    squidpy.pl.nhood_enrichment(adata, cluster_key="cellxpert_label")
+    cx.pl.tissue(adata, "cellxpert_label", basis="X_cellxpert", library_key="section")
+    cx.pl.neighborhood_enrichment(adata, "cellxpert_label")
+    matplotlib.pyplot.close("all")
+    adata.write_h5ad(tmp_path / "tissue.h5ad")
+
+
+def test_a_table_of_a_spatialdata_is_read_and_written(model, tissue):
+    with warnings.catch_warnings(action="ignore"):  # of libraries that spatialdata imports
+        spatialdata = pytest.importorskip("spatialdata")
+        from spatialdata.models import ShapesModel, TableModel
+    plain = tissue["rna"].copy()
+    table = plain.copy()
+    table.obs["cell_id"] = np.arange(table.n_obs)
+    regions = {name: np.flatnonzero(table.obs["section"].astype(str) == name) for name in ("section_0", "section_1")}
+    assert all(len(rows) for rows in regions.values())
+    shapes = {
+        n: ShapesModel.parse(table.obsm["spatial"][r], geometry=0, radius=5.0, index=r) for n, r in regions.items()
+    }
+    table.obs["section"] = pd.Categorical(table.obs["section"].astype(str))
+    table = TableModel.parse(table, region=list(regions), region_key="section", instance_key="cell_id")
+    sdata = spatialdata.SpatialData(shapes=shapes, tables={"cells": table})
+    attrs, names = dict(table.uns["spatialdata_attrs"]), list(table.obs_names)
+    cx.CellxPert.setup_spatialdata(sdata, table_key="cells", image_key="image")
+    model.annotate(sdata)
+    model.get_latent(sdata)
+    model.get_latent(plain)
+    np.testing.assert_array_equal(table.obsm["X_cellxpert"], plain.obsm["X_cellxpert"])
+    assert (dict(table.uns["spatialdata_attrs"]), list(table.obs_names)) == (attrs, names)
+    TableModel().validate(table)
+    again = cx.CellxPert(sdata, preset="nano")
+    again.train(max_epochs=1, progress_bar=False)
+    again.get_latent(key_added="X_again")
+    assert "X_again" in sdata.tables["cells"].obsm

@@ -81,25 +81,11 @@ def read(state: TrainedState, data: Data, *, setup: Setup, call: str, inplace: b
     notes = setups.validate(data, setup)
     for note in () if own else notes:
         warnings.warn(note, CellxPertWarning, stacklevel=4)
-    if lost := _lost_space(state, setup):
-        text = f"the model reads {', '.join(lost)}, which the object does not have; results are of what is left"
-        warnings.warn(text, CellxPertWarning, stacklevel=4)
     tokens = tokenize(Cells.open(data, setup), state.vocabulary, state.config.tokens)
     if n_empty := int((tokens.lengths == 0).sum()):
         text = f"{n_empty} of {tokens.n_cells} cells have no counts in the model's features; their results mean nothing"
         warnings.warn(text, CellxPertWarning, stacklevel=4)
     return tokens
-
-
-def _lost_space(state: TrainedState, setup: Setup) -> list[str]:
-    """What the model reads of where cells are, and an object does not say."""
-    here, vocabulary = setup.spatial, state.vocabulary
-    missing = {
-        "niches": NICHE in vocabulary.roles and (here is None or not here.has_niche),
-        "coordinates": vocabulary.place and (here is None or here.spatial_key is None),
-        "image features": vocabulary.image is not None and (here is None or here.image_key is None),
-    }
-    return [name for name, lost in missing.items() if lost]
 
 
 def require_labels(state: TrainedState) -> None:
@@ -250,11 +236,11 @@ def write_perturbation(
         return
     index, conditions = pd.Index(data.obs_names.astype(str)), list(result.expression)
     reached = [result.reached[c] for c in conditions if c in result.reached]
-    names = [*(result.cells[c] for c in conditions), *(r.cells for r in reached)]
+    names = [*(result.cells[c] for c in conditions), *(r["cells"] for r in reached)]
     row_N = np.concatenate([index.get_indexer(list(cells)) for cells in names])
-    latent_ND = np.concatenate([*(result.latent[c]["perturbed"] for c in conditions), *(r.latent for r in reached)])
+    latent_ND = np.concatenate([*(result.latent[c]["perturbed"] for c in conditions), *(r["latent"] for r in reached)])
     level_NG = np.concatenate(
-        [*(result.expression[c]["perturbed"] for c in conditions), *(r.perturbed for r in reached)]
+        [*(result.expression[c]["perturbed"] for c in conditions), *(r["perturbed"] for r in reached)]
     )
     vectors = np.full((cells.n_cells, latent_ND.shape[1]), np.nan, np.float32)
     vectors[row_N] = latent_ND

@@ -102,7 +102,8 @@ def tokenize(
     Warns
     -----
     CellxPertWarning
-        If the object has a modality that the vocabulary lacks; also see :meth:`Vocabulary.match`.
+        If the object has a modality that the vocabulary lacks, or lacks the coordinates, neighbours or image features that the vocabulary
+        has; also see :meth:`Vocabulary.match`.
     """
     roles = _shared_roles(cells, vocabulary, config)
     rows = np.arange(cells.n_cells) if rows is None else np.asarray(rows, dtype=np.int64)
@@ -175,6 +176,9 @@ def _shared_roles(cells: Cells, vocabulary: Vocabulary, config: TokenConfig) -> 
     if extra := [role for role in cells.roles if role not in roles]:
         text = f"the vocabulary has no features of {', '.join(extra)}, which is not read"
         warnings.warn(text, CellxPertWarning, stacklevel=3)
+    if lost := _lost_space(cells, vocabulary):
+        text = f"the vocabulary has {', '.join(lost)}, which the object does not have: cells are read without"
+        warnings.warn(text, CellxPertWarning, stacklevel=3)
     for role in roles:
         here, there = transform_of(role, cells.counts(role)), vocabulary.block(role).transform
         if here != there:
@@ -184,6 +188,17 @@ def _shared_roles(cells: Cells, vocabulary: Vocabulary, config: TokenConfig) -> 
                 fix="set up the layer with the same kind of values, or pass counts= to the setup",
             )
     return roles
+
+
+def _lost_space(cells: Cells, vocabulary: Vocabulary) -> list[str]:
+    """What the vocabulary has of where cells are, and an object does not say."""
+    here = cells.setup.spatial
+    missing = {
+        "niches": NICHE in vocabulary.roles and NICHE not in cells.token_roles,
+        "coordinates": vocabulary.place and (here is None or here.spatial_key is None),
+        "image features": vocabulary.image is not None and (here is None or here.image_key is None),
+    }
+    return [name for name, lost in missing.items() if lost]
 
 
 def _chunk(

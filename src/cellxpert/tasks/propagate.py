@@ -17,7 +17,7 @@ from cellxpert.batch import Questions
 from cellxpert.data.collate import Collator
 from cellxpert.data.roles import NICHE
 from cellxpert.tasks.bins import bins_at, bins_of, measured, rebinned
-from cellxpert.tasks.response import PerturbResult, Reached, effect_table
+from cellxpert.tasks.response import PerturbResult, effect_table
 from cellxpert.tasks.screens import Screen
 
 __all__ = ["Around", "changed_niches", "with_surroundings"]
@@ -90,12 +90,12 @@ def with_surroundings(job: Screen, result: PerturbResult, around: Around) -> Per
         )
         with torch.no_grad():
             latent = [job.network.encode(after(part)).cell_BD.float().numpy() for part in _portions(len(rows))]
-        reached[key] = Reached(
-            cells=[str(job.subjects.names[row]) for row in rows],
-            perturbed=perturbed[0],
-            null=null[0],
-            latent=np.concatenate([np.zeros((0, job.network.config.width), np.float32), *latent]),
-        )
+        reached[key] = {
+            "cells": [str(job.subjects.names[row]) for row in rows],
+            "perturbed": perturbed[0],
+            "null": null[0],
+            "latent": np.concatenate([np.zeros((0, job.network.config.width), np.float32), *latent]),
+        }
     return replace(result, surroundings=pd.concat(tables, ignore_index=True), reached=reached)
 
 

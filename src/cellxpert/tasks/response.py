@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from cellxpert.tasks.arms import Arm
 
-__all__ = ["CONDITION_COLUMNS", "TABLE_COLUMNS", "PerturbResult", "Reached", "effect_table", "trajectory_table"]
+__all__ = ["CONDITION_COLUMNS", "TABLE_COLUMNS", "PerturbResult", "effect_table", "trajectory_table"]
 
 Floats = npt.NDArray[np.float32]
 Key = tuple[str, str]
@@ -64,20 +64,6 @@ CONDITION_COLUMNS = (
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Reached:
-    """Cells that were not perturbed and have a perturbed neighbour."""
-
-    cells: Sequence[str]
-    """Their names."""
-    perturbed: Floats
-    """Expected log1p counts per 10,000 in the niche that the perturbation makes, cells x genes."""
-    null: Floats
-    """The same in the niche as it is."""
-    latent: Floats
-    """Cell vectors with the new niche."""
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
 class PerturbResult:
     """Predicted responses of control cells to perturbations.
 
@@ -110,8 +96,9 @@ class PerturbResult:
     surroundings: pd.DataFrame | None = None
     """With ``propagate=True``, rows as in ``table`` of the cells next to the start cells, whose niches change: what is expected of each gene
     given the other genes of the cell and its new niche, against its niche as it is."""
-    reached: Mapping[Key, Reached] = field(default_factory=dict, repr=False)
-    """These cells, one by one."""
+    reached: Mapping[Key, Mapping[str, Any]] = field(default_factory=dict, repr=False)
+    """These cells, one by one: their names (``"cells"``), expected log1p counts per 10,000 in the niche that the perturbation makes
+    (``"perturbed"``) and in the niche as it is (``"null"``), cells x genes, and vectors in the new niche (``"latent"``)."""
     draws: Mapping[Key, Mapping[str, npt.NDArray[Any]]] = field(repr=False)
     """Mean effect on each movable gene by chain and draw (``"effect"``, J x D x M), its ``"genes"``, and ``"log_density"``."""
 
