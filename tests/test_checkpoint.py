@@ -207,7 +207,7 @@ def test_config_without_an_entry(copy: Path, entry: str) -> None:
         ({"sha256": {"../other": "0"}}, "other"),
         ({"sha256": {"vocabulary.json": None}}, "sha256"),
         ({"config": []}, "items"),
-        ({"setup": {"modalities": {}}}, "setup without .'rna'."),
+        ({"setup": {"modalities": {}}}, r"setup of \[\], and features of .'rna'."),
         ({"setup": {"modalities": 3}}, "the stored setup: TypeError"),
         ({"labels": "abcdef"}, "list of names"),
         ({"labels": [1, 2, 3, 4, 5, 6]}, "list of names"),

@@ -96,9 +96,66 @@ def test_other_neighbours_give_other_vectors(model, tissue):
 def test_an_object_without_space_is_read_with_a_warning(model, tissue):
     for part in (tissue, *tissue.mod.values()):
         del part.obsm["spatial"]
-    with pytest.warns(CellxPertWarning, match="niches, coordinates, which the object does not have: cells are read without"):
+    with pytest.warns(
+        CellxPertWarning, match="niches, coordinates, which the object does not have: cells are read without"
+    ):
         table = model.annotate(tissue, inplace=False)
     assert np.isfinite(table["confidence"]).all()
+
+
+def test_cells_of_which_nothing_was_measured_are_unknown_whatever_is_around_them(model, tissue):
+    adata = tissue["rna"].copy()
+    counts = adata.X.tolil()
+    counts[[0, 7]] = 0
+    adata.X = counts.tocsr()
+    with pytest.warns(CellxPertWarning) as told:
+        table = model.annotate(adata, inplace=False)
+    assert any("2 of" in str(w.message) and "no counts" in str(w.message) for w in told)
+    assert table["label"].iloc[[0, 7]].tolist() == ["Unknown"] * 2
+    assert table["confidence"].iloc[[0, 7]].tolist() == [0, 0]
+    assert (table["label"] == "Unknown").sum() == 2
+
+
+def test_neighbours_chosen_otherwise_are_told(model, tissue):
+    adata = tissue["rna"].copy()
+    del adata.obs["section"]
+    with pytest.warns(CellxPertWarning, match=r"trained with sections \(obs\['section'\]\)"):
+        model.get_latent(adata, inplace=False)
+    adata = tissue["rna"].copy()
+    cx.CellxPert.setup_anndata(adata, n_neighbors=4, image_key="image", **KEYS)
+    with pytest.warns(CellxPertWarning, match="niches are of 4 neighbours here, of 10 where the model was trained"):
+        model.get_latent(adata, inplace=False)
+
+
+def test_niches_of_another_modality_are_not_taken_for_those_of_the_model(model, tissue):
+    tissue["protein"].obsm["spatial"] = tissue["protein"].obsm["spatial"].copy()
+    del tissue["rna"].obsm["spatial"], tissue.obsm["spatial"]
+    with pytest.warns(CellxPertWarning, match="niches are of protein here and of rna in the vocabulary"):
+        model.get_latent(tissue, inplace=False)
+
+
+def test_a_model_attached_to_cells_without_space_reads_others_with_it(model, tissue, tmp_path):
+    model.save(tmp_path / "model")
+    bare = tissue["rna"].copy()
+    del bare.obsm["spatial"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded = cx.CellxPert.load(tmp_path / "model", bare)
+        found = loaded.get_latent(tissue, inplace=False)
+    np.testing.assert_array_equal(found, model.get_latent(inplace=False))
+
+
+def test_a_model_finetuned_without_space_is_saved_and_loaded(model, tissue, tmp_path):
+    adata = tissue["rna"].copy()
+    cx.CellxPert.setup_anndata(adata, labels_key="section")
+    other = cx.CellxPert.__new__(cx.CellxPert)
+    other.__dict__.update(model.__dict__)
+    with pytest.warns(CellxPertWarning, match="cells are read without"):
+        other.finetune(adata, max_epochs=1, progress_bar=False)
+    other.save(tmp_path / "tuned")
+    with pytest.warns(CellxPertWarning, match="cells are read without"):
+        found = cx.CellxPert.load(tmp_path / "tuned", adata).get_latent(inplace=False)
+    assert np.isfinite(found).all()
 
 
 def test_image_features_of_another_width_are_refused(model, tissue):
@@ -165,13 +222,16 @@ def test_neighbours_of_perturbed_cells_respond_and_others_do_not(model, tissue):
     named = {name: i for i, name in enumerate(tissue.obs_names)}
     section = tissue.obs["section"].astype(str).to_numpy()
     has_rna = set(tissue["rna"].obs_names)
+    control = set(tissue.obs_names[tissue.obs["perturbation"] == "control"]) & has_rna
     expected = set()
     for name, i in named.items():
         others = [j for other, j in named.items() if other in has_rna and j != i and section[j] == section[i]]
         near = sorted(others, key=lambda j: np.linalg.norm(space[j] - space[i]))[:10]
-        if name not in started and started & {tissue.obs_names[j] for j in near}:
+        if name in control - started and started & {tissue.obs_names[j] for j in near}:
             expected.add(name)
     assert set(reached["cells"]) == expected
+    assert (reached["share"] > 0).all()
+    assert (reached["share"] <= 1).all()
     written = tissue["rna"].layers["cellxpert_perturbed"]
     rows = np.isin(tissue["rna"].obs_names, [*started, *reached["cells"]])
     assert np.isnan(written[~rows]).all()
@@ -182,6 +242,33 @@ def test_neighbours_of_perturbed_cells_respond_and_others_do_not(model, tissue):
     table = tissue.uns["cellxpert_info"]["perturb"]["cellxpert_perturbed"]["surroundings"]
     assert np.abs(table["effect"].to_numpy(float)).max() > 0
     assert list(result.surroundings.columns) == list(result.table.columns)
+
+
+def test_start_cells_of_one_group_next_to_another_keep_what_was_predicted_of_them(model, tissue):
+    result = perturb(model, mdata=tissue, groupby="cell_type", propagate=True)
+    index = {name: i for i, name in enumerate(tissue.obs_names)}
+    written, seen = tissue.obsm["X_cellxpert_perturbed"], set()
+    for key, cells in result.cells.items():
+        rows = [index[name] for name in cells]
+        np.testing.assert_array_equal(written[rows], result.latent[key]["perturbed"])
+        seen |= set(cells)
+    everywhere = [name for found in result.reached.values() for name in found["cells"]]
+    for found in result.reached.values():
+        for name, vector in zip(found["cells"], found["latent"], strict=True):
+            if name not in seen:
+                same = written[index[name]] if everywhere.count(name) == 1 else np.full_like(vector, np.nan)
+                np.testing.assert_array_equal(written[index[name]], same)
+    assert any(name in seen for name in everywhere)
+
+
+def test_nobody_next_to_them_is_told(model, tissue):
+    adata = tissue["rna"].copy()
+    adata.obs["section"] = [f"alone {i}" for i in range(adata.n_obs)]
+    with pytest.warns(CellxPertWarning) as told:
+        result = perturb(model, mdata=adata, propagate=True)
+    assert any("next to a start cell" in str(w.message) for w in told)
+    assert result.surroundings.empty
+    assert result.reached == {}
 
 
 def test_propagation_needs_niches(model, tissue):

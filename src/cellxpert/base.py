@@ -236,7 +236,7 @@ class SetupMethods:
             perturbation_type=perturbation_type,
             counts=counts,
             spatial_key=spatial_key,
-            library_key=region_key(table) if library_key is None and spatial_key is not None else library_key,
+            library_key=region_key(table) if library_key is None and (spatial_key or neighbors_key) else library_key,
             neighbors_key=neighbors_key,
             n_neighbors=n_neighbors,
             image_key=image_key,

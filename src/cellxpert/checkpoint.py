@@ -175,8 +175,10 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         raise CheckpointError(str(folder / _CONFIG), found=found, fix="save the model again") from error
     if vocabulary.hash() != hashes[0]:
         raise CheckpointError(str(folder / _VOCABULARY), found="another vocabulary", fix="copy the whole folder again")
-    if lacking := sorted(set(vocabulary.roles) - set(setup.token_roles)):
-        found = f"a setup without {lacking}, whose features are in the vocabulary"
+    if not set(vocabulary.roles) & set(
+        setup.roles
+    ):  # some may be missing: a model can be fine-tuned on cells that lack them
+        found = f"a setup of {list(setup.roles)}, and features of {list(vocabulary.roles)}"
         raise CheckpointError(str(folder / _CONFIG), found=found, fix="copy the whole folder again")
     network = Network.from_config(
         settings,

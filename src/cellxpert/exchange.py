@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from anndata import AnnData
 from mudata import MuData
@@ -25,11 +26,11 @@ from cellxpert.data.cells import Cells
 from cellxpert.data.collate import Collator
 from cellxpert.data.obs import as_categories
 from cellxpert.data.perturbations import without_targets
-from cellxpert.data.record import Setup
+from cellxpert.data.record import Setup, SpatialSetup
 from cellxpert.data.roles import NICHE
-from cellxpert.data.tokens import Tokens, tokenize
+from cellxpert.data.tokens import Tokens, measured_tokens, tokenize
 from cellxpert.data.write import record, require_writable, write_layer, write_obs, write_obsm
-from cellxpert.errors import CellxPertWarning, NoLabelsError, SpatialError
+from cellxpert.errors import CellxPertWarning, ConfigError, NoLabelsError, SpatialError
 from cellxpert.nn.network import Network
 from cellxpert.tasks.annotate import Annotation
 from cellxpert.tasks.propagate import Around
@@ -79,13 +80,34 @@ def read(state: TrainedState, data: Data, *, setup: Setup, call: str, inplace: b
     if inplace:
         require_writable(data, f"{call}(inplace=True)")
     notes = setups.validate(data, setup)
-    for note in () if own else notes:
+    for note in () if own else (*notes, *_other_space(state.setup.spatial, setup.spatial)):
         warnings.warn(note, CellxPertWarning, stacklevel=4)
     tokens = tokenize(Cells.open(data, setup), state.vocabulary, state.config.tokens)
-    if n_empty := int((tokens.lengths == 0).sum()):
+    if n_empty := int((measured_tokens(tokens, state.vocabulary) == 0).sum()):
         text = f"{n_empty} of {tokens.n_cells} cells have no counts in the model's features; their results mean nothing"
         warnings.warn(text, CellxPertWarning, stacklevel=4)
     return tokens
+
+
+def _other_space(trained: SpatialSetup | None, here: SpatialSetup | None) -> list[str]:
+    """What to say where an object's neighbours are not chosen as those of the cells that were trained on."""
+    if trained is None or here is None or not (trained.has_niche and here.has_niche):
+        return []
+    notes = []
+    if trained.library_key is not None and here.library_key is None:
+        notes.append(
+            f"the model was trained with sections (obs[{trained.library_key!r}]); here all cells count as one section, "
+            "so set the object up with library_key= if they are not"
+        )
+    if (trained.neighbors_key is None) != (here.neighbors_key is None):
+        notes.append(
+            "niches are of nearest neighbours here and of a given graph where the model was trained, or the reverse"
+        )
+    elif here.neighbors_key is None and trained.n_neighbors != here.n_neighbors:
+        notes.append(
+            f"niches are of {here.n_neighbors} neighbours here, of {trained.n_neighbors} where the model was trained"
+        )
+    return notes
 
 
 def require_labels(state: TrainedState) -> None:
@@ -150,6 +172,9 @@ def around(state: TrainedState, cells: Cells) -> Around:
     fix = "set up spatial_key= or neighbors_key=, make a model of it, and train"
     if NICHE not in state.vocabulary.roles:
         raise SpatialError("perturb(propagate=True)", found="a model that reads no niches", fix=fix)
+    if state.vocabulary.binning == "per_cell":
+        found = "binning='per_cell': what a change of magnitude does to bins is not known"
+        raise ConfigError("perturb(propagate=True)", found=found, fix="train with binning='global'")
     if NICHE not in cells.token_roles or cells.space is None or cells.space.source != "rna":
         found = "an object without neighbours" if NICHE not in cells.token_roles else "niches that are not of genes"
         raise SpatialError("perturb(propagate=True)", found=found, fix=fix)
@@ -227,6 +252,7 @@ def write_perturbation(
         "n_steps": int(asked.n_steps),
         "n_chains": int(result.conditions["n_chains"].iloc[0]),
         "seed": asked.seed,
+        "propagate": result.surroundings is not None,
         "steering": settings,
     }
     # readers of HDF5 and Zarr want text as index
@@ -235,13 +261,15 @@ def write_perturbation(
     if len(result.perturbations) > 1 or "rna" not in cells.roles:
         return
     index, conditions = pd.Index(data.obs_names.astype(str)), list(result.expression)
+    # start cells come last: what is predicted of them stays where they are also next to those of another group
     reached = [result.reached[c] for c in conditions if c in result.reached]
-    names = [*(result.cells[c] for c in conditions), *(r["cells"] for r in reached)]
+    names = [*(r["cells"] for r in reached), *(result.cells[c] for c in conditions)]
     row_N = np.concatenate([index.get_indexer(list(cells)) for cells in names])
-    latent_ND = np.concatenate([*(result.latent[c]["perturbed"] for c in conditions), *(r["latent"] for r in reached)])
+    latent_ND = np.concatenate([*(r["latent"] for r in reached), *(result.latent[c]["perturbed"] for c in conditions)])
     level_NG = np.concatenate(
-        [*(result.expression[c]["perturbed"] for c in conditions), *(r["perturbed"] for r in reached)]
+        [*(r["perturbed"] for r in reached), *(result.expression[c]["perturbed"] for c in conditions)]
     )
+    row_N, latent_ND, level_NG = _once(row_N, latent_ND, level_NG, n_reached=sum(len(r["cells"]) for r in reached))
     vectors = np.full((cells.n_cells, latent_ND.shape[1]), np.nan, np.float32)
     vectors[row_N] = latent_ND
     write_obsm(data, keys.perturbed_latent_key(key), vectors)
@@ -257,6 +285,20 @@ def write_perturbation(
         rows=cells.rows("rna")[row_N],
         columns=column_V[offset : offset + len(result.genes)],
     )
+
+
+def _once(
+    row_N: npt.NDArray[np.int64],
+    latent_ND: npt.NDArray[np.float32],
+    level_NG: npt.NDArray[np.float32],
+    *,
+    n_reached: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Keep of cells that occur twice those that are start cells; cells next to those of several groups are left out."""
+    reached, start = row_N[:n_reached], row_N[n_reached:]
+    rows, counts = np.unique(reached, return_counts=True)
+    kept = np.concatenate([np.isin(reached, rows[counts == 1]) & ~np.isin(reached, start), np.ones(len(start), bool)])
+    return row_N[kept], latent_ND[kept], level_NG[kept]
 
 
 def _forget(data: Data, cells: Cells, key: str) -> None:

@@ -21,8 +21,9 @@ from cellxpert.config import ModelConfig, SteeringConfig
 from cellxpert.config import preset as named_preset
 from cellxpert.data import setup as setups
 from cellxpert.data.cells import Cells
+from cellxpert.data.record import Setup
 from cellxpert.data.tables import table_of
-from cellxpert.data.tokens import Tokens
+from cellxpert.data.tokens import Tokens, measured_tokens
 from cellxpert.data.write import record, write_obsm
 from cellxpert.errors import CellxPertWarning, ConfigError
 from cellxpert.state import StateMethods
@@ -124,7 +125,8 @@ class CellxPert(SetupMethods, StateMethods):
             Share of cells to train on; the others (stratified by label) measure the validation loss. 1 trains on all.
         split_key
             Column of ``obs`` that says ``"train"``, ``"validation"`` or ``"test"``, or that names groups (donors),
-            of which ``train_size`` are trained on, whole groups on one side. Test cells are not used at all.
+            of which ``train_size`` are trained on, whole groups on one side. Test cells are not used at all, save where niches
+            are read: there they are neighbours of training cells, unless the column names whole sections.
             A label that no training cell has is not learned, and its cells are in no validation metric of labels.
         early_stopping
             Stop when the validation loss has not improved for ``patience`` epochs, and keep the best weights.
@@ -388,7 +390,7 @@ class CellxPert(SetupMethods, StateMethods):
         result = annotate(
             self._embed(tokens, batch_size)[1],
             classes=state.labels,
-            unknown=(tokens.lengths == 0) & unknown,
+            unknown=(measured_tokens(tokens, state.vocabulary) == 0) & unknown,
             unlabeled_category=self._setup.unlabeled_category,
         )
         if inplace:
@@ -465,8 +467,9 @@ class CellxPert(SetupMethods, StateMethods):
             carries over by similarity of rows (``cellxpert.metrics.gene_set_embedding`` makes one of gene sets).
         propagate
             Where niches are read, let them change with the perturbed cells: the cells next to these respond too
-            (``result.surroundings``). One step: theirs do not change niches again. An association of cells with what is around
-            them in this tissue, not a cause that was seen.
+            (``result.surroundings``), more so the larger the share of their niche that is perturbed: of a group, at most ``n_cells``
+            start cells are. One step: theirs do not change niches again. An association of cells with what is around them in this
+            tissue, not a cause that was seen.
         resume
             Folder for finished conditions: written after each, continued from if it holds some of the same screen.
         progress_bar
@@ -519,7 +522,7 @@ class CellxPert(SetupMethods, StateMethods):
             embedding=target_embedding,
             folder=None if resume is None else Path(resume),
         )
-        cells = Cells.open(data, setups.query_setup(self._setup, data))
+        cells = Cells.open(data, setups.query_setup(self._setup_for(data), data))
         split = self._learned.split if self._learned is not None and data is self._data else None
         job = make_screen(
             asked,
@@ -572,7 +575,11 @@ class CellxPert(SetupMethods, StateMethods):
         state = self._trained()
         data = self._own_data() if data is None else table_of(data)
         own = data is self._data
-        return data, exchange.read(state, data, setup=self._setup, call=call, inplace=inplace, own=own)
+        return data, exchange.read(state, data, setup=self._setup_for(data), call=call, inplace=inplace, own=own)
+
+    def _setup_for(self, data: Data) -> Setup:
+        """How the model's own object is read, or one that it was not made with: that may have what the own one lacks."""
+        return self._setup if data is self._data or self._state is None else self._state.setup
 
     def _embed(self, tokens: Tokens, batch_size: int | None) -> tuple[np.ndarray, np.ndarray]:
         state = self._trained()

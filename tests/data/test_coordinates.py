@@ -10,7 +10,7 @@ import pytest
 from scipy import sparse
 
 import cellxpert as cx
-from cellxpert.data.coordinates import check_coordinates, lacks_height, overlaid, read_graph, read_obsm
+from cellxpert.data.coordinates import check_coordinates, overlaid, read_graph, read_obsm
 from cellxpert.errors import CellxPertWarning, ConfigError, MissingValuesError, ObsKeyError, SpatialError
 
 N_CELLS = 200
@@ -82,8 +82,8 @@ def test_sections_without_height_among_others_are_named(tissue):  # 57
     xyz = np.column_stack([tissue.obsm["spatial"], np.ones(N_CELLS)])
     xyz[N_CELLS // 2 :, 2] = np.nan
     tissue.obsm["spatial"] = xyz
-    refused(tissue, r"100 cells have x and y but no z: sections \['b'\]", library_key="slide")
-    refused(tissue, "100 cells have x and y but no z$|100 cells have x and y but no z\n")
+    error = refused(tissue, r"100 of 200 cells have x and y but no finite z, e.g. \['c100'", library_key="slide")
+    assert "give every section a z" in error.fix
 
 
 def test_sections_on_one_grid_need_their_column(tissue):  # 58
@@ -143,6 +143,8 @@ def test_graphs(tissue):
     refused(tissue, "1 of 2 edges join two sections, e.g. 'a' and 'b'", neighbors_key="spatial", library_key="slide")
     tissue.obsp["spatial_connectivities"] = -across.tocsr()
     refused(tissue, "negative or infinite weights", neighbors_key="spatial")
+    tissue.obsp["spatial_distances"] = across.tocsr()
+    assert "'spatial_connectivities'" in refused(tissue, "farthest", neighbors_key="spatial_distances").fix
 
 
 def test_read_graph_leaves_out_the_cell_itself(tissue):
@@ -171,9 +173,31 @@ def test_modalities_that_disagree(tissue):
 def test_nobody_placed():
     with pytest.raises(SpatialError, match="no cell with coordinates"):
         check_coordinates(np.full((3, 2), np.nan), np.zeros(3, int), where="obsm['spatial']", sections=[])
-    lacks_height(np.ones((3, 3)), np.zeros(3, int), where="obsm['spatial']", sections=[])
 
 
 def test_a_cell_without_neighbours_is_told(tissue):
     tissue.obs["slide"] = pd.Categorical(["alone", *["rest"] * (N_CELLS - 1)])
     told(tissue, "1 cells have no neighbours, and so no niche", library_key="slide")
+
+
+def test_cells_of_the_whole_may_have_no_place(tissue):
+    other = tissue.copy()
+    other.obs_names, other.var_names = [f"d{i}" for i in range(N_CELLS)], [f"p{i}" for i in range(6)]
+    with md.set_options(pull_on_update=False):
+        mdata = md.MuData({"rna": tissue, "protein": other})
+    place = pd.DataFrame(tissue.obsm["spatial"], index=tissue.obs_names).reindex(mdata.obs_names).to_numpy()
+    mdata.obs["slide"] = tissue.obs["slide"].reindex(mdata.obs_names)
+    for part in mdata.mod.values():
+        del part.obsm["spatial"], part.obs["slide"]
+    mdata.obsm["spatial"] = place
+    cx.CellxPert.setup_mudata(mdata, rna="rna", protein="protein", spatial_key="spatial", library_key="slide")
+    del mdata.obsm["spatial"]
+    with pytest.raises(SpatialError, match="no such array") as caught:
+        cx.CellxPert.setup_mudata(mdata, rna="rna", spatial_key="spatial")
+    assert caught.value.fix == "use one of ['image']"  # not mudata's own masks
+
+
+def test_columns_of_sections_are_found_among_placed_cells_only(tissue):
+    xy = tissue.obsm["spatial"].copy()
+    xy[:40] = np.nan
+    assert overlaid(tissue, xy) == "slide"

@@ -236,6 +236,34 @@ def test_image_features_are_read_as_they_are():
     assert cells_of(adata, image_key="image", spatial_key=None).token_roles == ("rna",)
 
 
+def test_many_cells_at_one_place_do_not_depend_on_their_order():
+    xy = points(12, n_cells=4000)
+    xy[:30] = xy[0]
+    order = np.random.default_rng(0).permutation(len(xy))
+    one, other = (space_of(tissue(x)).graph_NN for x in (xy, xy[order]))
+    assert (one[order][:, order] != other).nnz == 0
+
+
+def test_graphs_of_two_modalities_are_taken_together():
+    mdata, _ = mosaic()
+    for adata in mdata.mod.values():
+        adata.obsp["mine"] = sparse.csr_matrix(np.eye(50, k=1))
+    graph = Cells.open(mdata, setup_of(BOTH, spatial_key=None, neighbors_key="mine")).space.graph_NN.tocoo()
+    pairs = {(str(mdata.obs_names[i]), str(mdata.obs_names[j])) for i, j in zip(graph.row, graph.col, strict=True)}
+    # neighbours have RNA: the first fifty cells
+    assert pairs == {(f"c{i:03d}", f"c{i + 1:03d}") for i in range(49)}
+
+
+def test_counts_of_proteins_do_not_depend_on_which_others_were_measured():
+    adata = tissue(points(15))
+    more = ad.AnnData(sparse.hstack([adata.X, np.ones((N_CELLS, 2), "float32")], format="csr"), obsm=dict(adata.obsm))
+    more.var_names = [*adata.var_names, "x", "y"]
+    setup = setup_of((ModalitySetup(role="protein"),))
+    rows = np.arange(N_CELLS)
+    one, other = (Cells.open(x, setup).matrix_rows("niche", rows).toarray() for x in (adata, more))
+    np.testing.assert_array_equal(one, other[:, :N_GENES])
+
+
 # --- real tissue --------------------------------------------------------------------------------------------------------
 
 REAL = {

@@ -83,20 +83,16 @@ def test_absent_coordinates_come_with_the_line_that_makes_them(sdata):
     expected = table.obsm.pop("spatial")
     with pytest.raises(SpatialError) as caught:
         cx.CellxPert.setup_spatialdata(sdata, table_key="cells")
-    only = table[table.obs["region"] == "left"].copy()
-    left = spatialdata.SpatialData(
-        shapes={"left": sdata["left"]},
-        tables={"cells": TableModel.parse(_bare(only), region="left", region_key="region", instance_key="cell_id")},
-    )
-    with pytest.raises(SpatialError) as caught:
-        require_coordinates(left.tables["cells"], "spatial", table_key="cells")
-    exec(caught.value.fix, {"sdata": left, "spatialdata": spatialdata})
-    np.testing.assert_allclose(
-        left.tables["cells"].obsm["spatial"], expected[(table.obs["region"] == "left").to_numpy()]
-    )
+    lines = caught.value.fix.split("\n", 1)[1]
+    exec(lines, {"sdata": sdata, "spatialdata": spatialdata, "numpy": np})
+    np.testing.assert_allclose(table.obsm["spatial"], expected)
+    with pytest.raises(SpatialError, match="one row per cell"):
+        require_coordinates(ad.AnnData(np.ones((2, 2))), "spatial", table_key="cells")
 
 
-def _bare(table):
-    del table.uns["spatialdata_attrs"]
-    table.obs["region"] = table.obs["region"].cat.remove_unused_categories()
-    return table
+def test_tables_that_are_all_set_up_are_not_guessed_among(sdata):
+    sdata.tables["more"] = sdata.tables["cells"].copy()
+    for name in ("cells", "more"):
+        cx.CellxPert.setup_spatialdata(sdata, table_key=name)
+    with pytest.raises(ObjectTypeError, match=r"all set up(.|\n)*sdata\.tables\['cells'\]"):
+        cx.CellxPert(sdata)

@@ -194,7 +194,9 @@ class Cells:
         used = np.unique(weight.indices)
         matrix = self.matrix_rows(space.source, used)
         transform = transform_of(space.source, self.counts(space.source))
-        scale = row_scales(matrix.data, matrix.indptr, transform=transform, n_features=matrix.shape[1])
+        scale = np.ones(matrix.shape[0])
+        if transform != "clr":  # centring would need to know which proteins a model reads: counts are taken as they are
+            scale = row_scales(matrix.data, matrix.indptr, transform=transform, n_features=matrix.shape[1])
         matrix.data = magnitudes(matrix.data, matrix.indptr, scale, transform=transform)
         mean = sparse.csr_matrix(weight[:, used] @ matrix)
         mean.data = np.round(mean.data, 6)  # so that the order in which neighbours are summed cannot be seen

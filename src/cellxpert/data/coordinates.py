@@ -18,7 +18,7 @@ from scipy import sparse
 from cellxpert.data.obs import closest
 from cellxpert.errors import SpatialError
 
-__all__ = ["check_coordinates", "lacks_height", "n_repeated", "overlaid", "read_graph", "read_obsm"]
+__all__ = ["check_coordinates", "n_repeated", "overlaid", "read_graph", "read_obsm"]
 
 Floats = npt.NDArray[np.float64]
 Rows = Mapping[str | None, npt.NDArray[np.int64]]
@@ -61,7 +61,8 @@ def read_obsm(data: AnnData | MuData, key: str, *, rows: Rows, what: str) -> tup
     """
     parts = [(where, part, row) for where, part, row in _parts(data, rows) if key in part.obsm]
     if not parts:
-        known = sorted({str(k) for _, part, _ in _parts(data, rows) for k in part.obsm})
+        masks = set(data.mod) if isinstance(data, MuData) else set()  # mudata keeps there which cells a modality has
+        known = sorted({str(k) for _, part, _ in _parts(data, rows) for k in part.obsm} - masks)
         fix = f"use one of {known}" if known else f"put them there: adata.obsm[{key!r}] = ..., one row per cell"
         if near := closest(key, known):
             fix = f"did you mean {near!r}?"
@@ -70,13 +71,16 @@ def read_obsm(data: AnnData | MuData, key: str, *, rows: Rows, what: str) -> tup
     for where, part, row in parts:
         place, here = f"{where}.obsm[{key!r}]", row >= 0
         new = _numbers(part.obsm[key], place, what)
+        if isinstance(part, MuData):  # the whole has rows for all cells, those that have no place too
+            here = here & ~np.isnan(new).all(axis=1)
         if values is None:
             values = np.full((data.n_obs, new.shape[1]), np.nan)
         elif new.shape[1] != values.shape[1]:
             found = f"{new.shape[1]} columns here, {values.shape[1]} in another modality"
             raise SpatialError(place, found=found, fix="give all parts of the object the same columns")
         known = here & np.isfinite(values).all(axis=1)
-        twice = np.flatnonzero((values[known] != new[row[known]]).any(axis=1))
+        one, other = values[known].astype(np.float32), new[row[known]].astype(np.float32)  # as some tools store them
+        twice = np.flatnonzero((one != other).any(axis=1))
         if len(twice):
             names = list(data.obs_names[np.flatnonzero(known)[twice[:5]]])
             found = f"{len(twice)} cells have other {what} in another modality, e.g. {names}"
@@ -91,7 +95,7 @@ def read_obsm(data: AnnData | MuData, key: str, *, rows: Rows, what: str) -> tup
 def _numbers(array: Any, place: str, what: str) -> Floats:
     values = array.to_numpy() if isinstance(array, pd.DataFrame) else array
     values = values.toarray() if sparse.issparse(values) else np.asarray(values)
-    if values.ndim != 2 or values.dtype.kind not in "iufb":
+    if values.ndim != 2 or not values.shape[1] or values.dtype.kind not in "iufb":
         found = f"an array of type {values.dtype} and shape {values.shape}"
         raise SpatialError(place, found=found, fix=f"give {what} as numbers, one row per cell")
     return values.astype(np.float64)
@@ -103,10 +107,14 @@ def _require_finite(values: Floats, names: pd.Index, place: str, what: str) -> N
         return
     examples = [str(n) for n in names[~finite][:5]]
     found = f"{int((~finite).sum())} of {len(names)} cells have NaN or infinite {what}, e.g. {examples}"
-    key = place[place.index("obsm") :]
-    raise SpatialError(
-        place, found=found, fix=f"keep the others: adata = adata[numpy.isfinite(adata.{key}).all(axis=1)].copy()"
-    )
+    if values.shape[1] == 3 and what == "coordinates" and np.isfinite(values[~finite, :2]).all():
+        found = f"{int((~finite).sum())} of {len(names)} cells have x and y but no finite z, e.g. {examples}"
+        raise SpatialError(place, found=found, fix="give every section a z (0 if flat), or drop the column from all")
+    owner = place.partition(".obsm")[0]
+    fix = f"keep the others: {owner} = {owner}[numpy.isfinite({place}).all(axis=1)].copy()"
+    if owner != "adata":
+        fix = f"remove these cells from {owner}, or their coordinates, and call `mdata.update()`"
+    raise SpatialError(place, found=found, fix=fix)
 
 
 def check_coordinates(xyz_NP: Floats, section_N: npt.NDArray[np.int64], *, where: str, sections: list[str]) -> None:
@@ -143,23 +151,6 @@ def check_coordinates(xyz_NP: Floats, section_N: npt.NDArray[np.int64], *, where
         raise SpatialError(where, found=found, fix=fix)
 
 
-def lacks_height(xyz_NP: Floats, section_N: npt.NDArray[np.int64], *, where: str, sections: list[str]) -> None:
-    """Refuse three columns of which some sections have two.
-
-    Raises
-    ------
-    SpatialError
-        If z is missing in all cells of some sections.
-    """
-    if xyz_NP.shape[1] != 3:
-        return
-    flat = np.isnan(xyz_NP[:, 2]) & np.isfinite(xyz_NP[:, :2]).all(axis=1)
-    lacking = sorted({sections[s] for s in np.unique(section_N[flat])}) if sections else []
-    if flat.any() and not flat.all():
-        found = f"{int(flat.sum())} cells have x and y but no z" + (f": sections {lacking[:5]}" if lacking else "")
-        raise SpatialError(where, found=found, fix="give every section a z (0 if flat), or drop the column from all")
-
-
 def n_repeated(xyz_NP: Floats, section_N: npt.NDArray[np.int64]) -> int:
     """Count cells at the place of an earlier cell of their section."""
     table = pd.DataFrame(np.column_stack([xyz_NP, section_N]))
@@ -168,14 +159,17 @@ def n_repeated(xyz_NP: Floats, section_N: npt.NDArray[np.int64]) -> int:
 
 def overlaid(data: AnnData | MuData, xyz_NP: Floats) -> str | None:
     """Find a column of ``obs`` that looks like sections laid over one another; None if there is none."""
-    size = np.ptp(xyz_NP[np.isfinite(xyz_NP).all(axis=1)], axis=0)[:2]
+    placed = np.flatnonzero(np.isfinite(xyz_NP).all(axis=1))
+    size = np.ptp(xyz_NP[placed], axis=0)[:2]
     for name in data.obs.columns:
-        column = data.obs[name]
+        column = data.obs[name].iloc[placed]
         if not any(word in str(name).casefold() for word in _SECTION_NAMES):
             continue
         if column.dtype.kind == "f" or not 2 <= column.nunique() <= min(_MOST_SECTIONS, data.n_obs // 20):
             continue
-        spans = [np.ptp(xyz_NP[rows], axis=0)[:2] for rows in column.groupby(column, observed=True).indices.values()]
+        spans = [
+            np.ptp(xyz_NP[placed[rows]], axis=0)[:2] for rows in column.groupby(column, observed=True).indices.values()
+        ]
         if (np.median(spans, axis=0) > 0.7 * size).all():
             return str(name)
     return None
@@ -208,12 +202,19 @@ def read_graph(data: AnnData | MuData, key: str, *, rows: Rows) -> sparse.csr_ar
         known = sorted({str(k) for _, part, _ in parts for k in part.obsp})
         fix = f"use one of {known}" if known else "make it: squidpy.gr.spatial_neighbors(adata)"
         raise SpatialError(f"obsp[{key!r}]", found="no such graph", fix=fix)
-    where, part, row, name = found[0]
-    graph = sparse.coo_array(part.obsp[name]).astype(np.float64)
-    if not np.isfinite(graph.data).all() or (graph.data < 0).any():
-        raise SpatialError(f"{where}.obsp[{name!r}]", found="negative or infinite weights", fix="give connectivities")
-    cell_of_row = np.full(part.n_obs, -1)
-    cell_of_row[row[row >= 0]] = np.flatnonzero(row >= 0)
-    one, other = cell_of_row[graph.row], cell_of_row[graph.col]
-    kept = (one >= 0) & (other >= 0) & (one != other) & (graph.data > 0)
-    return sparse.csr_array((graph.data[kept], (one[kept], other[kept])), shape=(data.n_obs, data.n_obs))
+    total = sparse.csr_array((data.n_obs, data.n_obs))
+    for where, part, row, name in found:
+        place = f"{where}.obsp[{name!r}]"
+        if name.endswith("distances"):
+            better = name.removesuffix("distances") + "connectivities"
+            raise SpatialError(place, found="distances: the farthest would count most", fix=f"pass {better!r}")
+        graph = sparse.coo_array(part.obsp[name]).astype(np.float64)
+        if not np.isfinite(graph.data).all() or (graph.data < 0).any():
+            raise SpatialError(place, found="negative or infinite weights", fix="give connectivities")
+        cell_of_row = np.full(part.n_obs, -1)
+        cell_of_row[row[row >= 0]] = np.flatnonzero(row >= 0)
+        one, other = cell_of_row[graph.row], cell_of_row[graph.col]
+        kept = (one >= 0) & (other >= 0) & (one != other) & (graph.data > 0)
+        mine = sparse.csr_array((graph.data[kept], (one[kept], other[kept])), shape=total.shape)
+        total = total.maximum(mine)  # an edge that two modalities have is one edge
+    return sparse.csr_array(total)

@@ -255,14 +255,14 @@ def _spatial(
     for name, value in keys_of.items():
         if value is not None and not (isinstance(value, str) and value):
             raise ConfigError(f"{name}=", found=repr(value), fix="give a name, such as 'spatial', or None")
-    if not (isinstance(n_neighbors, int) and not isinstance(n_neighbors, bool) and n_neighbors >= 1):
+    if not (isinstance(n_neighbors, int | np.integer) and not isinstance(n_neighbors, bool) and n_neighbors >= 1):
         raise ConfigError("n_neighbors=", found=repr(n_neighbors), fix="give a whole number from 1")
     if spatial_key is None and neighbors_key is None and image_key is None:
         if library_key is not None:
             found = f"{library_key!r}, and neither coordinates nor a graph"
             raise ConfigError("library_key=", found=found, fix="pass spatial_key='spatial' too, or batch_key instead")
         return None
-    return SpatialSetup(n_neighbors=n_neighbors, **keys_of)
+    return SpatialSetup(n_neighbors=int(n_neighbors), **keys_of)
 
 
 def _register(data: AnnData | MuData, setup: Setup) -> Setup:
@@ -364,13 +364,19 @@ def query_setup(setup: Setup, data: AnnData | MuData) -> Setup:
             raise LayerError("query" if m.name is None else f"query[{m.name!r}]", found=found, fix=fix)
     keys_of = ("batch_key", "labels_key", "perturbation_key")
     kept = {k: v if (v := getattr(setup, k)) in columns else None for k in keys_of}
-    spatial = None if setup.spatial is None else _query_space(setup.spatial, data, columns=columns)
+    spatial = (
+        None
+        if setup.spatial is None
+        else _query_space(setup.spatial, data, modalities=[m.name for m in modalities], columns=columns)
+    )
     return replace(setup, modalities=modalities, notes=(), spatial=spatial, **kept)
 
 
-def _query_space(spatial: SpatialSetup, data: AnnData | MuData, *, columns: set[str]) -> SpatialSetup | None:
+def _query_space(
+    spatial: SpatialSetup, data: AnnData | MuData, *, modalities: list[str | None], columns: set[str]
+) -> SpatialSetup | None:
     """What an object has of the coordinates, sections, graphs and image features that a model was set up with."""
-    parts = (data, *(data.mod.values() if isinstance(data, MuData) else ()))
+    parts = [data, *((data.mod[name] for name in modalities) if isinstance(data, MuData) else ())]
     arrays, graphs = ({key for part in parts for key in getattr(part, name)} for name in ("obsm", "obsp"))
     graph = spatial.neighbors_key
     found = replace(

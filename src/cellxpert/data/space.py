@@ -74,17 +74,12 @@ class Space:
         SpatialError, ObsKeyError, MissingValuesError, CategoryError
             If something is absent, incomplete, or contradicts itself.
         """
-        section_N, sections = np.zeros(data.n_obs, np.int64), []
-        if setup.library_key is not None:
-            column = columns.read_column(data, setup.library_key, rows=rows)
-            names = columns.as_categories(column, key=setup.library_key).to_numpy(dtype=str)
-            found, section_N = np.unique(names, return_inverse=True)
-            sections, section_N = found.tolist(), section_N.reshape(-1).astype(np.int64)
         source = next(iter(rows))
         xyz_NP = scale_S = place_NX = graph_NN = image_NF = None
         if setup.spatial_key is not None:
-            _refuse_flat(data, setup.spatial_key, section_N, rows=rows, sections=sections)
             xyz_NP, holders = reading.read_obsm(data, setup.spatial_key, rows=rows, what="coordinates")
+        section_N, sections = _sections(data, setup, rows=rows, xyz_NP=xyz_NP)
+        if xyz_NP is not None:
             where = f"obsm[{setup.spatial_key!r}]"
             reading.check_coordinates(xyz_NP, section_N, where=where, sections=sections)
             source = next((m for m in holders if m in roles), source)
@@ -114,6 +109,23 @@ class Space:
         return np.diff(self.graph_NN.indptr) > 0
 
 
+def _sections(
+    data: AnnData | MuData, setup: SpatialSetup, *, rows: reading.Rows, xyz_NP: Floats | None
+) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """Section of each cell, and their names; a cell without coordinates needs none."""
+    if setup.library_key is None:
+        return np.zeros(data.n_obs, np.int64), []
+    column = columns.read_column(data, setup.library_key, rows=rows)
+    asked = np.ones(data.n_obs, bool)
+    if xyz_NP is not None and setup.neighbors_key is None:
+        asked = np.isfinite(xyz_NP).all(axis=1)
+    names = columns.as_categories(column[asked], key=setup.library_key).to_numpy(dtype=str)
+    found, code = np.unique(names, return_inverse=True)
+    section_N = np.zeros(data.n_obs, np.int64)
+    section_N[asked] = code.reshape(-1)
+    return section_N, found.tolist()
+
+
 def _places(
     xyz_NP: Floats, section_N: npt.NDArray[np.int64], present_N: npt.NDArray[np.bool_], *, n_neighbors: int
 ) -> tuple[Floats, npt.NDArray[np.float32], sparse.csr_array]:
@@ -134,7 +146,7 @@ def _places(
         at, column = np.nonzero(kept)
         one.append(cells[at])
         other.append(cells[neighbor[at, column]])
-    usual = np.nanmedian(scale_S) if np.isfinite(scale_S).any() else 1.0
+    usual = np.median(scale_S[scale_S > 0]) if (scale_S > 0).any() else 1.0
     for section in range(n_sections):
         cells = np.flatnonzero(placed_N & (section_N == section))
         scale = scale_S[section] if scale_S[section] > 0 else usual
@@ -149,14 +161,17 @@ def _places(
 
 def _nearest(xyz_NP: Floats, n_neighbors: int) -> tuple[Floats, npt.NDArray[np.int64]]:
     """Distances and rows of each cell's nearest neighbours, and of all as far as the last of them; infinite where there are none."""
-    n_cells = len(xyz_NP)
-    n_asked = min(n_cells, 2 * n_neighbors + 8)
-    distance, row = cKDTree(xyz_NP).query(xyz_NP, k=n_asked)
-    own = row == np.arange(n_cells)[:, None]
-    own[:, -1] |= ~own.any(axis=1)  # at a place that many cells share, a cell may not be among its own nearest
-    distance, row = distance[~own].reshape(n_cells, -1), row[~own].reshape(n_cells, -1)
-    last = distance[:, min(n_neighbors, distance.shape[1]) - 1]
-    return np.where(distance <= last[:, None] * (1 + _TIE), distance, np.inf), row
+    n_cells, n_asked, tree = len(xyz_NP), 2 * n_neighbors + 8, cKDTree(xyz_NP)
+    while True:
+        n_asked = min(n_cells, n_asked)
+        distance, row = tree.query(xyz_NP, k=n_asked)
+        own = row == np.arange(n_cells)[:, None]
+        own[:, -1] |= ~own.any(axis=1)  # at a place that many cells share, a cell may not be among its own nearest
+        distance, row = distance[~own].reshape(n_cells, -1), row[~own].reshape(n_cells, -1)
+        last = distance[:, min(n_neighbors, distance.shape[1]) - 1] * (1 + _TIE)
+        if n_asked == n_cells or (distance[:, -1] > last).all():
+            return np.where(distance <= last[:, None], distance, np.inf), row
+        n_asked *= 2  # more cells are as far as the last one
 
 
 def _shares(graph: sparse.csr_array, present_N: npt.NDArray[np.bool_]) -> sparse.csr_array:
@@ -167,16 +182,6 @@ def _shares(graph: sparse.csr_array, present_N: npt.NDArray[np.bool_]) -> sparse
     total = np.asarray(graph.sum(axis=1)).ravel()
     graph.data = graph.data / np.repeat(total, np.diff(graph.indptr))
     return graph
-
-
-def _refuse_flat(
-    data: AnnData | MuData, key: str, section_N: npt.NDArray[np.int64], *, rows: reading.Rows, sections: list[str]
-) -> None:
-    """Name sections without z before their NaN are refused as such."""
-    if isinstance(data, AnnData) and key in data.obsm:
-        xyz = np.asarray(data.obsm[key])
-        if xyz.ndim == 2 and xyz.dtype.kind == "f":
-            reading.lacks_height(xyz, section_N, where=f"adata.obsm[{key!r}]", sections=sections)
 
 
 def _refuse_bridges(
@@ -223,8 +228,7 @@ def check_space(data: AnnData | MuData, space: Space, *, spatial_key: str | None
                 "each section is scaled on its own, but check that its unit and its cells are what you mean"
             )
     if space.graph_NN is not None:
-        known = space.section_N if space.xyz_NP is None else space.section_N[np.isfinite(space.xyz_NP).all(axis=1)]
-        alone = int((~space.has_neighbors).sum()) - (len(space.section_N) - len(known))
-        if alone > 0:
+        placed = np.ones(len(space.section_N), bool) if space.xyz_NP is None else np.isfinite(space.xyz_NP).all(axis=1)
+        if alone := int((~space.has_neighbors & placed).sum()):
             notes.append(f"{alone} cells have no neighbours, and so no niche")
     return notes

@@ -45,6 +45,11 @@ def table_of(data: Any, table_key: str | None = None) -> Any:
         if len(ready) != 1:
             found = f"a SpatialData with the tables {names}"
             fix = f"call cellxpert.CellxPert.setup_spatialdata(sdata, table_key={(names or ['table'])[0]!r}) first"
+            if len(ready) > 1 and keys.SETUP in data.tables[ready[0]].uns.get(keys.INFO, {}):
+                found, fix = (
+                    f"the tables {ready} are all set up",
+                    f"give the one that is meant: sdata.tables[{ready[0]!r}]",
+                )
             raise ObjectTypeError("sdata", found=found, fix=fix)
         return data.tables[ready[0]]
     if table_key not in names:
@@ -64,13 +69,17 @@ def require_coordinates(table: AnnData, key: str, *, table_key: str) -> None:
     """Raise ``SpatialError``, with the line that makes them, if a table lacks its coordinates."""
     if key in table.obsm:
         return
-    attrs = table.uns.get(_ATTRS, {})
-    region, instance = attrs.get("region", "cells"), attrs.get("instance_key", "instance_id")
-    region = region if isinstance(region, str) else next(iter(region), "cells")
-    table_text = f"sdata.tables[{table_key!r}]"
-    line = (
-        f"{table_text}.obsm[{key!r}] = spatialdata.get_centroids(sdata[{region!r}]).compute()"
-        f".loc[{table_text}.obs[{instance!r}]].to_numpy()"
-    )
+    attrs, where = table.uns.get(_ATTRS, {}), f"sdata.tables[{table_key!r}]"
+    region, instance = attrs.get("region_key"), attrs.get("instance_key")
+    fix = f"put them there: {where}.obsm[{key!r}] = ..., one row per cell"
+    if region in table.obs and instance in table.obs:
+        fix = (
+            f"take the centroids of the regions:\n"
+            f"table = {where}\n"
+            f"table.obsm[{key!r}] = numpy.zeros((table.n_obs, 2))\n"
+            f"for region, rows in table.obs.groupby({region!r}, observed=True).indices.items():\n"
+            f"    xy = spatialdata.get_centroids(sdata[region]).compute()\n"
+            f"    table.obsm[{key!r}][rows] = xy.loc[table.obs[{instance!r}].iloc[rows], ['x', 'y']].to_numpy()"
+        )
     found = f"no coordinates; obsm has {sorted(table.obsm)}"
-    raise SpatialError(f"{table_text}.obsm[{key!r}]", found=found, fix=line)
+    raise SpatialError(f"{where}.obsm[{key!r}]", found=found, fix=fix)

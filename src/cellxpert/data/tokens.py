@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cellxpert.config import TokenConfig
     from cellxpert.data.cells import Cells
 
-__all__ = ["Tokens", "tokenize"]
+__all__ = ["Tokens", "measured_tokens", "tokenize"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,10 @@ def tokenize(
     """
     roles = _shared_roles(cells, vocabulary, config)
     rows = np.arange(cells.n_cells) if rows is None else np.asarray(rows, dtype=np.int64)
-    matched = {role: vocabulary.match(cells, role, min_overlap=min_overlap) for role in roles}
+    least = {
+        role: 0.0 if role == NICHE else min_overlap for role in roles
+    }  # niches add to a cell, which is read without them too
+    matched = {role: vocabulary.match(cells, role, min_overlap=least[role]) for role in roles}
     present = (
         np.stack([cells.present(role)[rows] for role in roles], axis=1)
         if len(rows)
@@ -138,6 +141,14 @@ def tokenize(
         place=_places(cells, vocabulary, rows),
         image=_images(cells, vocabulary, rows),
     )
+
+
+def measured_tokens(tokens: Tokens, vocabulary: Vocabulary) -> npt.NDArray[np.int64]:
+    """Count each cell's tokens of what was measured in the cell itself, niches not among them."""
+    if NICHE not in vocabulary.roles:
+        return tokens.lengths
+    cell_T = np.repeat(np.arange(tokens.n_cells), tokens.lengths)
+    return np.bincount(cell_T[tokens.feature < vocabulary.offset(NICHE)], minlength=tokens.n_cells)
 
 
 def _places(cells: Cells, vocabulary: Vocabulary, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32] | None:
@@ -171,6 +182,10 @@ def _shared_roles(cells: Cells, vocabulary: Vocabulary, config: TokenConfig) -> 
             fix="use the settings that the vocabulary was fitted with",
         )
     roles = [role for role in vocabulary.roles if role in cells.token_roles]
+    if NICHE in roles and cells.space is not None and cells.space.source != vocabulary.niche_of:
+        text = f"niches are of {cells.space.source} here and of {vocabulary.niche_of} in the vocabulary: cells are read without"
+        warnings.warn(text, CellxPertWarning, stacklevel=3)
+        roles.remove(NICHE)
     if not set(roles) - {NICHE}:
         raise QueryError("modalities", found=f"{cells.roles}", fix=f"set up one of {vocabulary.roles}")
     if extra := [role for role in cells.roles if role not in roles]:

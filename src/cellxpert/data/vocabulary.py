@@ -26,7 +26,7 @@ from cellxpert.data.binning import (
     quantile_bins,
     transform_of,
 )
-from cellxpert.data.roles import MODALITIES
+from cellxpert.data.roles import MEASURED, MODALITIES, NICHE
 from cellxpert.data.selection import select_features
 from cellxpert.errors import VocabularyError
 
@@ -136,6 +136,8 @@ class Vocabulary:
         Whether places of cells are read.
     image
         Scale of the image features; None where there are none.
+    niche_of
+        Role of the modality that niches are means of; None without niches.
     """
 
     blocks: tuple[FeatureBlock, ...]
@@ -143,6 +145,7 @@ class Vocabulary:
     binning: str
     place: bool = False
     image: ImageScale | None = None
+    niche_of: str | None = None
 
     def __post_init__(self) -> None:
         _validate(self)
@@ -237,7 +240,8 @@ class Vocabulary:
             place = config.place and space.place_NX is not None
             if config.image and space.image_NF is not None and np.isfinite(space.image_NF[rows]).all(axis=1).any():
                 image = ImageScale.fit(space.image_NF[rows])
-        return cls(tuple(blocks), config.n_bins, config.binning, place, image)
+        niche_of = space.source if space is not None and any(b.role == NICHE for b in blocks) else None
+        return cls(tuple(blocks), config.n_bins, config.binning, place, image, niche_of)
 
     def match(self, cells: Cells, role: str, *, min_overlap: float = 0.3) -> npt.NDArray[np.int64]:
         """Find the features of one modality in another object, by name, or by Ensembl id where names do not match.
@@ -283,6 +287,8 @@ class Vocabulary:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; through JSON and back they give the same vocabulary, bit for bit."""
         out = {"n_bins": self.n_bins, "binning": self.binning, "blocks": [block.to_dict() for block in self.blocks]}
+        if self.niche_of is not None:
+            out["niche_of"] = self.niche_of
         if self.place:
             out["place"] = True
         if self.image is not None:
@@ -300,7 +306,9 @@ class Vocabulary:
         """
         known = {"n_bins", "binning", "blocks"}, {f.name for f in dataclasses.fields(FeatureBlock)}
         try:
-            said = {k: v for k, v in data.items() if k not in {"place", "image"}}  # there only where they are read
+            said = {
+                k: v for k, v in data.items() if k not in {"place", "image", "niche_of"}
+            }  # there only where they are read
             for entry, names in [(said, known[0]), *((b, known[1]) for b in data["blocks"])]:
                 if set(entry) != names:
                     raise VocabularyError(
@@ -310,7 +318,7 @@ class Vocabulary:
             if "image" in data:
                 image = ImageScale(*(tuple(float(x) for x in data["image"][k]) for k in ("mean", "deviation")))
             blocks = tuple(FeatureBlock.from_dict(b) for b in data["blocks"])
-            return cls(blocks, data["n_bins"], data["binning"], data.get("place", False), image)
+            return cls(blocks, data["n_bins"], data["binning"], data.get("place", False), image, data.get("niche_of"))
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             if isinstance(error, VocabularyError):
                 raise
@@ -327,6 +335,8 @@ def _validate(vocabulary: Vocabulary) -> None:
     require(vocabulary.binning in {"global", "per_cell"}, f"binning {vocabulary.binning!r}")
     require(isinstance(vocabulary.n_bins, int) and 3 <= vocabulary.n_bins <= 256, f"{vocabulary.n_bins!r} bins")
     require(vocabulary.place in (True, False), f"place {vocabulary.place!r}")
+    niche = (NICHE in vocabulary.roles, vocabulary.niche_of in MEASURED)
+    require(niche in ((True, True), (False, False)), f"niches of {vocabulary.niche_of!r}")
     if vocabulary.image is not None:
         scale = np.array([vocabulary.image.mean, vocabulary.image.deviation], dtype=np.float64)
         require(np.isfinite(scale).all() and (scale[1] > 0).all(), "image features without a scale")

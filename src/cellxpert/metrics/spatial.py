@@ -208,7 +208,12 @@ def _variance(values: Any, codes: np.ndarray) -> float:
 
 
 def _radii(radii: ArrayLike) -> np.ndarray:
-    edges = np.asarray(radii, dtype=np.float64)
+    try:
+        edges = np.asarray(radii, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise MetricError(
+            "radii", found=repr(radii)[:60], fix="give two or more positive numbers that increase"
+        ) from error
     if edges.ndim != 1 or len(edges) < 2 or not (np.isfinite(edges).all() and (np.diff(edges, prepend=0) > 0).all()):
         found = f"shape {edges.shape}" if edges.ndim != 1 else f"{edges[:5].tolist()}"
         raise MetricError("radii", found=found, fix="give two or more positive numbers that increase")

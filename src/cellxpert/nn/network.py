@@ -27,7 +27,6 @@ from cellxpert.nn.surroundings import Surroundings
 
 __all__ = ["Network"]
 
-_ZERO = frozenset({"labels.magnitude.weight", "labels.image.weight", "cell_queries.depth.weight"})
 EMBEDDING_STD = 0.1
 """Initial scale of embeddings: large enough for the first branches not to drown them, small enough to be moved."""
 

@@ -79,7 +79,7 @@ def tissue(
     PlotError
         If coordinates or columns are missing, a column has numbers in place of labels, or no cell has a section and a position.
     """
-    names = [color] if isinstance(color, str) else list(color)
+    names = [color] if isinstance(color, str) or not hasattr(color, "__iter__") else list(color)
     if not hasattr(data, "obsm") or not names or not all(isinstance(name, str) for name in names):
         fix = "pl.tissue(adata, 'cell_type') or pl.tissue(adata, ['cell_type', 'cellxpert_label'])"
         raise PlotError("pl.tissue", found="no object with names of columns", fix=fix)

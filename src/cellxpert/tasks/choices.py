@@ -75,7 +75,7 @@ def common_sites(job: Screen, rows: Ints) -> Sites | None:
     """
     if job.asked.regulators is not None:
         return None
-    n_features = int(measured(job.collator, rows).any(axis=0).sum())
+    n_features = int((measured(job.collator, rows).any(axis=0) & ~job.niche_V).sum())
     found = _sites(job, job.requests, rows)
     enough = len(found.movable) >= min(job.settings.n_movable, n_features // 2)
     return found if enough or len(job.requests) == 1 else None

@@ -17,7 +17,7 @@ from cellxpert.batch import Questions
 from cellxpert.data.collate import Collator
 from cellxpert.data.roles import NICHE
 from cellxpert.tasks.bins import bins_at, bins_of, measured, rebinned
-from cellxpert.tasks.response import PerturbResult, effect_table
+from cellxpert.tasks.response import TABLE_COLUMNS, PerturbResult, effect_table
 from cellxpert.tasks.screens import Screen
 
 __all__ = ["Around", "changed_niches", "with_surroundings"]
@@ -40,8 +40,10 @@ class Around:
     """Magnitude of each niche feature in each cell's niche."""
 
 
-def changed_niches(around: Around, start_S: Ints, shift_SW: npt.NDArray[np.floating]) -> tuple[Ints, Floats]:
-    """Return the cells that have a start cell as neighbour and are none, and their niches after these changed.
+def changed_niches(
+    around: Around, start_S: Ints, shift_SW: npt.NDArray[np.floating], *, asked_N: npt.NDArray[np.bool_]
+) -> tuple[Ints, Floats, Floats]:
+    """Return the cells that have a start cell as neighbour and are none, their niches after these changed, and how much of them did.
 
     Parameters
     ----------
@@ -51,11 +53,14 @@ def changed_niches(around: Around, start_S: Ints, shift_SW: npt.NDArray[np.float
         Cells that change.
     shift_SW
         By how much the magnitude of each niche feature changes in them.
+    asked_N
+        Which cells are looked at.
     """
     weight_NS = sparse.csr_array(around.graph_NN[:, start_S])
-    reached = np.setdiff1d(np.flatnonzero(np.diff(weight_NS.indptr)), start_S)
+    reached = np.setdiff1d(np.flatnonzero((np.diff(weight_NS.indptr) > 0) & asked_N), start_S)
     level_NV = around.level_NV[reached] + weight_NS[reached] @ shift_SW
-    return reached, np.maximum(level_NV, 0.0).astype(np.float32)
+    share = np.asarray(weight_NS[reached].sum(axis=1)).ravel()
+    return reached, np.maximum(level_NV, 0.0).astype(np.float32), share.astype(np.float32)
 
 
 def with_surroundings(job: Screen, result: PerturbResult, around: Around) -> PerturbResult:
@@ -64,12 +69,18 @@ def with_surroundings(job: Screen, result: PerturbResult, around: Around) -> Per
     place_of = {name: place for place, name in enumerate(job.genes)}
     gene_of_niche = np.array([place_of.get(name, -1) for name in job.vocabulary.block(NICHE).names])
     row_of = {name: row for row, name in enumerate(job.subjects.names)}
-    tables, reached = [], {}
+    # cells that were perturbed themselves, or of which no gene was measured, say nothing of what surroundings do
+    asked_N = measured(job.collator, np.arange(len(job.subjects.names)))[:, job.place_G].any(axis=1)
+    if job.subjects.condition is not None:
+        asked_N &= np.asarray(job.subjects.condition, dtype=object) == job.subjects.control
+    tables, reached = [pd.DataFrame(columns=list(TABLE_COLUMNS))], {}
     for key, expression in result.expression.items():
         start_S = np.array([row_of[name] for name in result.cells[key]])
         shift_SG = _magnitudes(job, expression["perturbed"]) - _magnitudes(job, expression["null"])
         shift_SW = np.where(gene_of_niche >= 0, np.nan_to_num(shift_SG)[:, gene_of_niche], 0.0)
-        rows, level_NW = changed_niches(around, start_S, shift_SW)
+        rows, level_NW, share = changed_niches(around, start_S, shift_SW, asked_N=asked_N)
+        if not len(rows):
+            continue
         bin_NW = bins_of(job.vocabulary, niche, level_NW.astype(np.float64))
         before = rebinned(job.collator, rows, niche, bin_NM=bins_at(job.collator, rows, niche))
         after = rebinned(job.collator, rows, niche, bin_NM=bin_NW)
@@ -94,9 +105,11 @@ def with_surroundings(job: Screen, result: PerturbResult, around: Around) -> Per
             "cells": [str(job.subjects.names[row]) for row in rows],
             "perturbed": perturbed[0],
             "null": null[0],
-            "latent": np.concatenate([np.zeros((0, job.network.config.width), np.float32), *latent]),
+            "latent": np.concatenate(latent),
+            "share": share,
         }
-    return replace(result, surroundings=pd.concat(tables, ignore_index=True), reached=reached)
+    surroundings = pd.concat(tables[1:], ignore_index=True) if len(tables) > 1 else tables[0]
+    return replace(result, surroundings=surroundings, reached=reached)
 
 
 def _magnitudes(job: Screen, level_NG: Floats) -> npt.NDArray[np.float64]:
@@ -112,14 +125,12 @@ def _portions(n_cells: int) -> list[Ints]:
 def _expected(job: Screen, collator: Collator) -> tuple[Floats, Floats]:
     """Return what each gene is expected at given the niche and the genes of the other folds: mean levels and mean counts, (N, G)."""
     network, n_cells = job.network, collator.tokens.n_cells
+    asked_G = np.flatnonzero(measured(collator, np.arange(n_cells))[:, job.place_G].any(axis=0))
     level_NG = np.full((n_cells, len(job.place_G)), np.nan, np.float32)
     count_NG = level_NG.copy()
     for part in _portions(n_cells):
-        here_V = measured(collator, part).any(axis=0)
-        for fold in range(N_FOLDS):
-            place = np.flatnonzero(here_V[job.place_G])[fold::N_FOLDS]
-            if not len(place):
-                continue
+        for fold in range(min(N_FOLDS, len(asked_G))):
+            place = asked_G[fold::N_FOLDS]
             hidden_V = np.zeros(network.n_features, bool)
             hidden_V[job.place_G[place]] = True
             memory = network.memory(network.encode(collator.context(part, hidden_V)))

@@ -98,7 +98,8 @@ class PerturbResult:
     given the other genes of the cell and its new niche, against its niche as it is."""
     reached: Mapping[Key, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     """These cells, one by one: their names (``"cells"``), expected log1p counts per 10,000 in the niche that the perturbation makes
-    (``"perturbed"``) and in the niche as it is (``"null"``), cells x genes, and vectors in the new niche (``"latent"``)."""
+    (``"perturbed"``) and in the niche as it is (``"null"``), cells x genes, vectors in the new niche (``"latent"``), and the share of
+    their niche's weight that is of perturbed cells (``"share"``)."""
     draws: Mapping[Key, Mapping[str, npt.NDArray[Any]]] = field(repr=False)
     """Mean effect on each movable gene by chain and draw (``"effect"``, J x D x M), its ``"genes"``, and ``"log_density"``."""
 
@@ -131,6 +132,10 @@ class PerturbResult:
             r_hat = conditions["r_hat"].max()
             value = f"up to {r_hat:.3f}" if r_hat == r_hat else "unknown: n_chains=1"
             found.append(f"chains of {astray[:5]} have not converged (R-hat {value}); raise n_steps")
+        if self.surroundings is not None and self.surroundings.empty:
+            found.append(
+                "no cell of which genes were measured is next to a start cell: nothing is known of surroundings"
+            )
         return tuple(found)
 
     def effects(self, *, group: str = "all") -> pd.DataFrame:
