@@ -10,8 +10,11 @@ from cellxpert.batch import Batch, Intervention, Questions
 from cellxpert.data.cells import Cells
 from cellxpert.data.effects import condition_effects
 from cellxpert.data.perturbations import without_targets
+from cellxpert.data.setup import read_setup
 from cellxpert.data.tokens import tokenize
-from cellxpert.training.start import start_from_data, start_interventions, tilts
+from cellxpert.data.vocabulary import Vocabulary
+from cellxpert.nn import Network
+from cellxpert.training.start import start_from_data, start_interventions, start_label_head, tilts
 
 
 def test_a_tilt_moves_the_mean_by_what_was_asked():
@@ -101,3 +104,28 @@ def _check_effects(network, vocabulary, perturbations, effects):
         found_V = _usual(network, told) - plain_V
         assert np.corrcoef(found_V, effects.usual_V + effects.own_PV[row])[0, 1] > 0.99
         np.testing.assert_allclose(found_V, effects.usual_V + effects.own_PV[row], atol=0.1)
+
+
+def test_a_label_head_reads_genes_as_counts_of_a_usual_cell_and_proteins_as_magnitudes():
+    mdata = cx.datasets.synthetic(n_cells=200, n_genes=20, n_peaks=0, n_proteins=6, n_types=2, seed=0)
+    cx.CellxPert.setup_mudata(mdata, rna="rna", protein="protein", labels_key="cell_type", spatial_key="spatial")
+    config = cx.config.preset("nano")
+    cells, rows = Cells.open(mdata, read_setup(mdata)), np.arange(200)
+    vocabulary = Vocabulary.fit(cells, config.tokens, train_rows=rows)
+    tokens = tokenize(cells, vocabulary, config.tokens)
+    network = Network.from_config(
+        config, feature_modality=vocabulary.role_of_feature.tolist(), n_labels=2, place=True, seed=0
+    )
+    start_label_head(network, vocabulary, tokens, rows=rows)
+    scale_MK = network.labels.scale_MK.numpy()
+    np.testing.assert_allclose(scale_MK[2], vocabulary.block("protein").bin_means, rtol=1e-6)
+    assert not scale_MK[3].any()  # niches are left to the cell vector
+    # a count of one in a cell of usual depth is log1p(1), times 2; and magnitudes are those of counts
+    total = np.asarray(mdata["rna"].X.sum(axis=1)).ravel()
+    lowest = np.array([np.log1p(1e4 * row.data.min() / n) for row, n in zip(mdata["rna"].X, total, strict=True)])
+    expected = 2 * np.log1p(np.expm1(vocabulary.block("rna").bin_means) / np.expm1(np.median(lowest)))
+    np.testing.assert_allclose(scale_MK[0], expected, rtol=0.1)
+    torch.nn.init.ones_(network.labels.magnitude.weight)
+    network.labels.scale_MK.zero_()
+    start_label_head(network, vocabulary, tokens, rows=rows)
+    assert not network.labels.scale_MK.any()  # a head that was fitted keeps what it reads

@@ -97,9 +97,9 @@ def start_from_data(
 
 
 def start_label_head(network: Network, vocabulary: Vocabulary, tokens: Tokens, *, rows: npt.NDArray[np.int64]) -> None:
-    """Let a label head that was never fitted read genes as log1p of counts in a usual cell, in place.
+    """Let a label head that was never fitted read magnitudes, those of genes as log1p of counts in a usual cell, in place.
 
-    Magnitudes are of counts per 10,000: where cells have fewer, as in targeted panels, these hardly tell one count from five.
+    Their own magnitudes are of counts per 10,000: where cells have fewer, as in targeted panels, these hardly tell one count from five.
     Niches are left to the cell vector, which a cell without neighbours does not lack; read directly they cost accuracy where types lie
     mixed, and gain as little where they do not.
     """
@@ -107,10 +107,10 @@ def start_label_head(network: Network, vocabulary: Vocabulary, tokens: Tokens, *
     if head is None or head.magnitude.weight.any():
         return
     modality_V = network.embedding.feature_modality[:-1].numpy()
-    scale_MK = head.scale_MK.double().numpy()
+    scale_MK = level_MK = vocabulary.levels(len(head.scale_MK))
     if "rna" in vocabulary.roles and vocabulary.block("rna").transform == "log":
-        level_MK = vocabulary.levels(len(scale_MK))
-        scale_MK[0] = COUNT_SCALE * _counted(tokens, rows, level_MK=level_MK, modality_V=modality_V)[0]
+        scale_MK = _counted(tokens, rows, level_MK=level_MK, modality_V=modality_V)
+        scale_MK[0] *= COUNT_SCALE
     if NICHE in vocabulary.roles:
         scale_MK[MODALITIES.index(NICHE)] = 0.0
     head.start_from(torch.from_numpy(scale_MK))
