@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 Rows = Mapping[str | None, npt.NDArray[np.int64]]
 _MOST_REPEATED = 0.01
 """Share of cells at the place of another cell above which whole sections must lie over one another."""
-_SECTION_NAMES = ("library", "section", "slice", "slide", "sample", "fov", "roi", "region", "bregma", "donor", "batch")
+_SECTION_NAMES = ("library", "section", "slice", "slide", "sample", "fov", "roi", "region", "bregma")
 _MOST_SECTIONS = 1000
 
 
