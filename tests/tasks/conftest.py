@@ -40,7 +40,7 @@ def subjects(screened: cx.CellxPert) -> Subjects:
 
 @pytest.fixture(scope="session")
 def make_job(screened: cx.CellxPert, subjects: Subjects) -> Callable[..., Screen]:
-    """Make a screen: ``make_job(genes, subjects=..., perturbations=..., network=..., **arguments)``."""
+    """Make a screen: ``make_job(genes, subjects=..., perturbations=..., network=..., vocabulary=..., **arguments)``."""
     state = screened._state
 
     def make(genes: Any, **arguments: Any) -> Screen:
@@ -48,10 +48,11 @@ def make_job(screened: cx.CellxPert, subjects: Subjects) -> Callable[..., Screen
             "subjects": replace(subjects, group=None),
             "network": state.network,
             "perturbations": state.perturbations,
+            "vocabulary": state.vocabulary,
         }
         given = {name: arguments.pop(name, value) for name, value in own.items()}
         asked = Asked(**({"genes": genes, "settings": SMALL, "n_chains": 2, "n_steps": 20} | arguments))
-        return make_screen(asked, given.pop("subjects"), vocabulary=state.vocabulary, **given)
+        return make_screen(asked, given.pop("subjects"), **given)
 
     return make
 

@@ -238,6 +238,19 @@ def test_genes_that_are_no_features(make_job, elsewhere):
     refused(lambda: make_job("new+gene_00", target="zero-shot", embedding=embedding), GeneError, "['new']")
 
 
+def test_doses_need_bins_that_cells_share(make_job, screened):
+    within = replace(screened._state.vocabulary, binning="per_cell")
+    half = {"gene_00": ("fold", 0.5)}
+    refused(
+        lambda: make_job(half, target="zero-shot", vocabulary=within),
+        InterventionError,
+        "dose of 0.5",
+        "binning='global'",
+    )
+    assert make_job(half, target="zero-shot").target == "zero-shot"
+    assert make_job("gene_00", target="zero-shot", vocabulary=within).target == "zero-shot"
+
+
 def test_anchors_need_observed_cells(make_job, subjects):
     refused(lambda: make_job("gene_09", target="anchored"), ControlError, "predicted")
     refused(lambda: make_job({"gene_00": ("fold", 0.5)}, target="anchored"), ControlError, "gene_00(fold 0.5)")

@@ -217,6 +217,12 @@ def _check_request(job: Screen, request: Request) -> None:
             found = f"{lost} not measured in the control cells, so that they cannot be held at a value"
             fix = "ask for genes that are among the model's features and in the object"
             raise GeneError(where, found=found, fix=fix + (", or use target='learned'" if trained else ""))
+        doses = [f for f, b in zip(request.fold, request.bins, strict=True) if b is None and f not in (0, 1)]
+        if doses and job.vocabulary.binning == "per_cell":
+            found = f"a dose of {doses[0]:g}, and binning='per_cell': what it does to bins within a cell is not known"
+            raise InterventionError(
+                where, found=found, fix="ask for a knockout or a bin, or train with binning='global'"
+            )
     elif any(b is not None for b in request.bins):
         found = f"a bin, where {job.target!r} knows changes of expression only"
         raise InterventionError(where, found=found, fix="give a fold, e.g. ('fold', 2.0), or use target='zero-shot'")
