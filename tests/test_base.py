@@ -14,6 +14,10 @@ from cellxpert.data.setup import read_setup
 from cellxpert.errors import CellxPertWarning
 
 
+SPACE = {n: p.default for n, p in inspect.signature(setups.spatial_setup).parameters.items()}
+"""What is said of where cells are, and its defaults."""
+
+
 @pytest.mark.parametrize("name", ["setup_mudata", "setup_anndata"])
 def test_arguments_are_passed_on_as_they_are(name, monkeypatch):
     assert getattr(cx.CellxPert, name).__func__ is getattr(SetupMethods, name).__func__
@@ -22,14 +26,25 @@ def test_arguments_are_passed_on_as_they_are(name, monkeypatch):
     given = {p: object() for p in parameters}
     seen = {}
     monkeypatch.setattr(setups, name, lambda first, **rest: seen.update(rest, **{data.name: first}))
+    monkeypatch.setattr(setups, "spatial_setup", lambda **names: names)
     assert getattr(cx.CellxPert, name)("data", **given) is None
-    assert seen == given | {data.name: "data"}
+    space = {p: given.pop(p) for p in SPACE}
+    assert seen == given | {data.name: "data", "spatial": space}
 
 
 @pytest.mark.parametrize("name", ["setup_mudata", "setup_anndata"])
 def test_defaults_are_those_of_the_data_path(name):
     ours, theirs = (inspect.signature(getattr(o, name)).parameters for o in (cx.CellxPert, setups))
-    assert {n: p.default for n, p in ours.items()} == {n: p.default for n, p in theirs.items()}
+    defaults = {n: p.default for n, p in theirs.items() if n != "spatial"}
+    assert {n: p.default for n, p in ours.items()} == defaults | SPACE
+
+
+def test_a_spatialdata_takes_what_an_anndata_takes():
+    ours, theirs = (
+        inspect.signature(getattr(cx.CellxPert, n)).parameters for n in ("setup_spatialdata", "setup_anndata")
+    )
+    assert set(ours) - {"sdata", "table_key"} == set(theirs) - {"adata"}
+    assert ours["spatial_key"].default == "spatial"
 
 
 def test_the_record_is_all_that_is_written(pbmc: MuData):

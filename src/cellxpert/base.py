@@ -98,11 +98,13 @@ class SetupMethods:
             control_category=control_category,
             perturbation_type=perturbation_type,
             counts=counts,
-            spatial_key=spatial_key,
-            library_key=library_key,
-            neighbors_key=neighbors_key,
-            n_neighbors=n_neighbors,
-            image_key=image_key,
+            spatial=setups.spatial_setup(
+                spatial_key=spatial_key,
+                library_key=library_key,
+                neighbors_key=neighbors_key,
+                n_neighbors=n_neighbors,
+                image_key=image_key,
+            ),
         )
 
     @classmethod
@@ -160,11 +162,13 @@ class SetupMethods:
             control_category=control_category,
             perturbation_type=perturbation_type,
             counts=counts,
-            spatial_key=spatial_key,
-            library_key=library_key,
-            neighbors_key=neighbors_key,
-            n_neighbors=n_neighbors,
-            image_key=image_key,
+            spatial=setups.spatial_setup(
+                spatial_key=spatial_key,
+                library_key=library_key,
+                neighbors_key=neighbors_key,
+                n_neighbors=n_neighbors,
+                image_key=image_key,
+            ),
         )
 
     @classmethod
@@ -224,6 +228,8 @@ class SetupMethods:
         table = table_of(sdata, table_key)
         if spatial_key is not None:
             require_coordinates(table, spatial_key, table_key=table_key)
+        if library_key is None and (spatial_key or neighbors_key):
+            library_key = region_key(table)
         setups.setup_anndata(
             table,
             modality=modality,
@@ -235,9 +241,11 @@ class SetupMethods:
             control_category=control_category,
             perturbation_type=perturbation_type,
             counts=counts,
-            spatial_key=spatial_key,
-            library_key=region_key(table) if library_key is None and (spatial_key or neighbors_key) else library_key,
-            neighbors_key=neighbors_key,
-            n_neighbors=n_neighbors,
-            image_key=image_key,
+            spatial=setups.spatial_setup(
+                spatial_key=spatial_key,
+                library_key=library_key,
+                neighbors_key=neighbors_key,
+                n_neighbors=n_neighbors,
+                image_key=image_key,
+            ),
         )

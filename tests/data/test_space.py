@@ -21,7 +21,7 @@ from cellxpert.data.setup import read_setup
 from cellxpert.data.space import Space
 from cellxpert.data.tokens import tokenize
 from cellxpert.data.vocabulary import Vocabulary
-from cellxpert.errors import SpatialError
+from cellxpert.errors import ConfigError, SpatialError
 
 N_CELLS, N_GENES = 60, 7
 
@@ -315,3 +315,13 @@ def test_intensities_without_places(real_data):
     bins = np.zeros(dense.shape, int)
     bins[np.repeat(np.arange(len(dense)), tokens.lengths), tokens.feature] = tokens.bin
     np.testing.assert_array_equal(bins, np.where(dense == 0, 0, 1 + np.searchsorted(block.edges, dense, side="right")))
+
+
+def test_sections_without_places_are_no_space(real_data):
+    """147 sections, and no coordinates: cells of a section are not neighbours for that."""
+    adata = ad.read_h5ad(real_data / "merfish_brain_1000x1122.h5ad")
+    with pytest.raises(SpatialError, match="no such array"):
+        cx.CellxPert.setup_anndata(adata, spatial_key="spatial", library_key="brain_section_label")
+    with pytest.raises(ConfigError, match="neither coordinates nor a graph"):
+        cx.CellxPert.setup_anndata(adata, library_key="brain_section_label")
+    assert "cellxpert_info" not in adata.uns

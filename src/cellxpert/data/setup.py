@@ -32,6 +32,7 @@ __all__ = [
     "read_setup",
     "setup_anndata",
     "setup_mudata",
+    "spatial_setup",
     "summary",
     "validate",
 ]
@@ -54,11 +55,7 @@ def setup_mudata(
     control_category: str = "control",
     perturbation_type: str = "knockout",
     counts: str | Mapping[str, str] = "auto",
-    spatial_key: str | None = None,
-    library_key: str | None = None,
-    neighbors_key: str | None = None,
-    n_neighbors: int = 10,
-    image_key: str | None = None,
+    spatial: SpatialSetup | None = None,
 ) -> Setup:
     """Say what a MuData holds, check all of it, and record that in ``uns["cellxpert_info"]["setup"]``.
 
@@ -82,8 +79,8 @@ def setup_mudata(
     counts
         What the values are, for all roles or per role. ``"auto"`` and ``"integer"`` require whole numbers,
         ``"fractional"`` accepts corrected counts (CellBender, decontX), ``"intensity"`` any numbers from 0 (imaging).
-    spatial_key, library_key, neighbors_key, n_neighbors, image_key
-        See :class:`~cellxpert.data.record.SpatialSetup`. Arrays are read from the modalities first, then from the MuData.
+    spatial
+        Where cells are, from :func:`spatial_setup`. Arrays are read from the modalities first, then from the MuData.
 
     Returns
     -------
@@ -116,7 +113,6 @@ def setup_mudata(
         for r, n in names.items()
     )
     perturbation = (perturbation_key, control_category, perturbation_type)
-    spatial = _spatial(spatial_key, library_key, neighbors_key, n_neighbors=n_neighbors, image_key=image_key)
     return _register(mdata, _setup(modalities, batch_key, labels_key, unlabeled_category, perturbation, spatial))
 
 
@@ -132,11 +128,7 @@ def setup_anndata(
     control_category: str = "control",
     perturbation_type: str = "knockout",
     counts: str = "auto",
-    spatial_key: str | None = None,
-    library_key: str | None = None,
-    neighbors_key: str | None = None,
-    n_neighbors: int = 10,
-    image_key: str | None = None,
+    spatial: SpatialSetup | None = None,
 ) -> Setup:
     """Say what an AnnData holds, check all of it, and record that in ``uns["cellxpert_info"]["setup"]``.
 
@@ -150,7 +142,7 @@ def setup_anndata(
         Layer that holds the values; None for ``X``.
     batch_key, labels_key, unlabeled_category, perturbation_key, control_category, perturbation_type, counts
         As in :func:`setup_mudata`.
-    spatial_key, library_key, neighbors_key, n_neighbors, image_key
+    spatial
         As in :func:`setup_mudata`.
 
     Returns
@@ -169,7 +161,6 @@ def setup_anndata(
         raise ConfigError("setup_anndata(modality=)", found=repr(modality), fix=f"use one of {list(MEASURED)}")
     modalities = (ModalitySetup(role=modality, layer=layer, counts=_counts(counts)),)
     perturbation = (perturbation_key, control_category, perturbation_type)
-    spatial = _spatial(spatial_key, library_key, neighbors_key, n_neighbors=n_neighbors, image_key=image_key)
     return _register(adata, _setup(modalities, batch_key, labels_key, unlabeled_category, perturbation, spatial))
 
 
@@ -243,9 +234,26 @@ def _setup(
     )
 
 
-def _spatial(
-    spatial_key: object, library_key: object, neighbors_key: object, *, n_neighbors: object, image_key: object
+def spatial_setup(
+    *,
+    spatial_key: str | None = None,
+    library_key: str | None = None,
+    neighbors_key: str | None = None,
+    n_neighbors: int = 10,
+    image_key: str | None = None,
 ) -> SpatialSetup | None:
+    """Check what is said of where cells are; None if nothing is.
+
+    Parameters
+    ----------
+    spatial_key, library_key, neighbors_key, n_neighbors, image_key
+        See :class:`~cellxpert.data.record.SpatialSetup`.
+
+    Raises
+    ------
+    ConfigError
+        If a name is none, a number of neighbours is below 1, or sections are named and nothing that they could part.
+    """
     keys_of = {
         "spatial_key": spatial_key,
         "library_key": library_key,
