@@ -13,7 +13,6 @@ from cellxpert.data import setup as setups
 from cellxpert.data.setup import read_setup
 from cellxpert.errors import CellxPertWarning
 
-
 SPACE = {n: p.default for n, p in inspect.signature(setups.spatial_setup).parameters.items()}
 """What is said of where cells are, and its defaults."""
 
