@@ -101,7 +101,7 @@ ANNOTATION: Mapping[str, Entry] = {
 
 SPATIAL: Mapping[str, Entry] = {
     f"cellxpert-{name.replace('_', '-')}": Entry(module="benchmarks.methods.spatial", maker=name)
-    for name in ("nano", "mini", "nano_no_space", "nano_no_niche", "nano_no_place", "nano_image")
+    for name in ("nano", "mini", "nano_no_space", "nano_no_niche", "nano_no_place", "nano_image", "nano_plain")
 } | {
     name: Entry(module="benchmarks.methods.spatial", maker=name)
     for name in (

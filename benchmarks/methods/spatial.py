@@ -35,6 +35,7 @@ __all__ = [
     "nano_no_niche",
     "nano_no_place",
     "nano_no_space",
+    "nano_plain",
     "nearest_centroid",
     "spatial_neighbors",
 ]
@@ -104,6 +105,11 @@ def nano_no_place(*, seed: int, quick: bool) -> Ours:
 def nano_image(*, seed: int, quick: bool) -> Ours:
     """Niches, places and image features."""
     return Ours("nano", seed=seed, quick=quick, image=True)
+
+
+def nano_plain(*, seed: int, quick: bool) -> Ours:
+    """Niches and places; the label loss weighs cells alike, not labels."""
+    return Ours("nano", seed=seed, quick=quick, label_loss="plain")
 
 
 def _log_counts(adata: anndata.AnnData, tissue: Tissue) -> sp.csr_matrix:
