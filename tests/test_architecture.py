@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "steering": {"config"},
     "metrics": set(),
     "ontology": set(),
-    "pl": {"keys"},
+    "pl": {"keys", "metrics"},
     "datasets": {"keys"},
     "data": {"keys", "config", "batch"},
     "training": {"nn", "data", "config", "batch"},

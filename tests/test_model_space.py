@@ -256,8 +256,8 @@ def test_start_cells_of_one_group_next_to_another_keep_what_was_predicted_of_the
     for found in result.reached.values():
         for name, vector in zip(found["cells"], found["latent"], strict=True):
             if name not in seen:
-                same = written[index[name]] if everywhere.count(name) == 1 else np.full_like(vector, np.nan)
-                np.testing.assert_array_equal(written[index[name]], same)
+                expected = vector if everywhere.count(name) == 1 else np.full_like(vector, np.nan)
+                np.testing.assert_array_equal(written[index[name]], expected)
     assert any(name in seen for name in everywhere)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import cellxpert as cx
 from cellxpert.errors import DeviceError, NotTrainedError
@@ -26,5 +27,5 @@ def test_a_trained_model_knows_its_history_and_labels(trained):
     assert "labels: 6" in repr(trained)
     assert trained.device == "cpu"
     with pytest.raises(DeviceError):
-        trained.to_device("cuda:77" if not __import__("torch").cuda.is_available() else "mps")
+        trained.to_device("mps" if torch.cuda.is_available() else "cuda:77")  # what this machine lacks
     assert trained.device == "cpu"

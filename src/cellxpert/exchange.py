@@ -175,10 +175,12 @@ def around(state: TrainedState, cells: Cells) -> Around:
     if state.vocabulary.binning == "per_cell":
         found = "binning='per_cell': what a change of magnitude does to bins is not known"
         raise ConfigError("perturb(propagate=True)", found=found, fix="train with binning='global'")
-    if NICHE not in cells.token_roles or cells.space is None or cells.space.source != "rna":
-        found = "an object without neighbours" if NICHE not in cells.token_roles else "niches that are not of genes"
+    if NICHE not in cells.token_roles or cells.space is None:
+        raise SpatialError("perturb(propagate=True)", found="an object without neighbours", fix=fix)
+    if not state.vocabulary.niche_of == cells.space.source == "rna":
+        found = f"niches of {cells.space.source} here, of {state.vocabulary.niche_of} in the model: only those of genes follow"
         raise SpatialError("perturb(propagate=True)", found=found, fix=fix)
-    block, matched = state.vocabulary.block(NICHE), state.vocabulary.match(cells, NICHE)
+    block, matched = state.vocabulary.block(NICHE), state.vocabulary.match(cells, NICHE, min_overlap=0.0)
     column_V = np.full(len(block.names), -1)
     column_V[matched[matched >= 0] - state.vocabulary.offset(NICHE)] = np.flatnonzero(matched >= 0)
     level_NV = np.zeros((cells.n_cells, len(block.names)), np.float32)

@@ -107,9 +107,8 @@ def tokenize(
     """
     roles = _shared_roles(cells, vocabulary, config)
     rows = np.arange(cells.n_cells) if rows is None else np.asarray(rows, dtype=np.int64)
-    least = {
-        role: 0.0 if role == NICHE else min_overlap for role in roles
-    }  # niches add to a cell, which is read without them too
+    # niches add to a cell, which is read without them too
+    least = {role: 0.0 if role == NICHE else min_overlap for role in roles}
     matched = {role: vocabulary.match(cells, role, min_overlap=least[role]) for role in roles}
     present = (
         np.stack([cells.present(role)[rows] for role in roles], axis=1)

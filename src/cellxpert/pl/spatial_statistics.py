@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from cellxpert.errors import PlotError
+from cellxpert.errors import MetricError, PlotError
 from cellxpert.pl.colors import PALETTE
 from cellxpert.pl.figure import begin, finish, new_figure
 from cellxpert.pl.read import column
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["neighborhood_enrichment", "variogram"]
 
 _EMPTY_COLOR = "#D8D8D8"
-_FEWEST_ENTRIES = 3
 
 
 def neighborhood_enrichment(
@@ -203,13 +202,13 @@ def _z_scores(data: Any, key: str) -> pd.DataFrame:
 
 
 def _correlation(truth: pd.DataFrame, predicted: pd.DataFrame) -> str:
-    """Pearson correlation over pairs of labels, as ``metrics.neighborhood_correlation`` has it, or a word if it has none."""
-    upper = np.triu_indices(len(truth))
-    x, y = ((s + s.T)[upper] / 2 for s in (truth.to_numpy(), predicted.to_numpy()))
-    both = np.isfinite(x) & np.isfinite(y)
-    if both.sum() < _FEWEST_ENTRIES or np.ptp(x[both]) == 0 or np.ptp(y[both]) == 0:
+    """Correlation of two tables of z-scores, or a word if it has none."""
+    from cellxpert.metrics import neighborhood_correlation
+
+    try:
+        return f"{neighborhood_correlation(truth, predicted):.3f}"
+    except MetricError:
         return "undefined"
-    return f"{np.corrcoef(x[both], y[both])[0, 1]:.3f}"
 
 
 def _heat_map(ax: Axes, table: pd.DataFrame, vmax: float) -> Any:
