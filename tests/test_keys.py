@@ -12,6 +12,15 @@ def test_default_names_are_the_documented_ones():
     )
 
 
+def test_names_of_what_comes_with_a_label_are_the_documented_ones():
+    assert keys.reason_key() == "cellxpert_reason"
+    assert keys.ood_key() == "cellxpert_ood"
+    assert keys.ontology_key() == "cellxpert_label_ontology_term_id"
+    assert keys.set_size_key() == "cellxpert_set_size"
+    assert keys.sets_key() == "cellxpert_sets"
+    assert keys.EXPERTS == "cellxpert_experts"
+
+
 def test_what_is_predicted_has_names_of_its_own():
     assert keys.PERTURBED == "cellxpert_perturbed"
     assert keys.perturbed_latent_key() == "X_cellxpert_perturbed"
@@ -22,8 +31,11 @@ def test_what_is_predicted_has_names_of_its_own():
 def test_names_for_another_key_do_not_collide():
     assert keys.confidence_key("mine") == "mine_confidence"
     assert keys.proba_key("mine_label") == "mine_proba"
+    functions = [getattr(keys, name) for name in keys.__all__ if name.endswith("_key")]
     for key in ("cellxpert_label", "mine", "label"):
-        assert len({key, keys.confidence_key(key), keys.proba_key(key)}) == 3
+        assert len({key, *(name(key) for name in functions)}) == 1 + len(functions)
+    assert keys.ontology_key("mine") == "mine_ontology_term_id"
+    assert keys.sets_key("mine_label") == "mine_sets"
 
 
 def test_the_record_is_where_scanpy_does_not_write():

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 __all__ = [
+    "EXPERTS",
     "INFO",
     "LABEL",
     "LATENT",
     "PERTURBED",
     "SETUP",
     "confidence_key",
+    "ontology_key",
+    "ood_key",
     "perturbed_latent_key",
     "proba_key",
+    "reason_key",
+    "set_size_key",
+    "sets_key",
 ]
 
 INFO = "cellxpert_info"
@@ -21,6 +27,8 @@ LATENT = "X_cellxpert"
 """Default ``obsm`` key of the cell vectors, float32 of shape (n_cells, width)."""
 LABEL = "cellxpert_label"
 """Default ``obs`` key of predicted labels, categorical."""
+EXPERTS = "cellxpert_experts"
+"""``obsm`` key of how much of a cell each expert computed, float32 of shape (n_cells, n_experts); rows sum to 1."""
 PERTURBED = "cellxpert_perturbed"
 """Default ``layers`` key of predicted expression, and name of the record of a prediction."""
 
@@ -54,3 +62,48 @@ def proba_key(key: str = LABEL) -> str:
     'cellxpert_proba'
     """
     return f"{_stem(key)}_proba"
+
+
+def reason_key(key: str = LABEL) -> str:
+    """Name of the ``obs`` column that says why a cell has no label in ``obs[key]``, or that it has one ("labelled").
+
+    >>> reason_key()
+    'cellxpert_reason'
+    """
+    return f"{_stem(key)}_reason"
+
+
+def ood_key(key: str = LABEL) -> str:
+    """Name of the ``obs`` column with the out-of-distribution score behind ``obs[key]``; higher is stranger.
+
+    >>> ood_key()
+    'cellxpert_ood'
+    """
+    return f"{_stem(key)}_ood"
+
+
+def ontology_key(key: str = LABEL) -> str:
+    """Name of the ``obs`` column with the ontology term of the labels in ``obs[key]``.
+
+    >>> ontology_key()
+    'cellxpert_label_ontology_term_id'
+    """
+    return f"{key}_ontology_term_id"
+
+
+def set_size_key(key: str = LABEL) -> str:
+    """Name of the ``obs`` column that counts the labels in each cell's conformal set.
+
+    >>> set_size_key()
+    'cellxpert_set_size'
+    """
+    return f"{_stem(key)}_set_size"
+
+
+def sets_key(key: str = LABEL) -> str:
+    """Name of the ``obsm`` array with the conformal sets behind ``obs[key]``, bool of shape (n_cells, n_classes).
+
+    >>> sets_key()
+    'cellxpert_sets'
+    """
+    return f"{_stem(key)}_sets"
