@@ -6,7 +6,7 @@ import pytest
 
 from cellxpert.datasets import synthetic
 from cellxpert.errors import PlotError
-from cellxpert.pl.read import column, coordinates, mask
+from cellxpert.pl.read import column, coordinates, mask, matrix
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +32,18 @@ def test_a_modality_is_spread_over_the_objects_cells_by_name(mdata):
         else:
             assert np.isnan(points[i]).all()
             assert pd.isna(labels[i])
+
+
+def test_matrices_have_all_their_columns(mdata):
+    rna = mdata["rna"]
+    found = matrix(mdata, "umap", fix="make it")
+    assert found.shape == (40, 3)
+    there = mdata.obs_names.isin(rna.obs_names)
+    assert np.isnan(found[~there]).all()
+    np.testing.assert_array_equal(found[there], rna[mdata.obs_names[there]].obsm["X_umap"])
+    assert matrix(mdata, "X_umap", fix="make it", n_columns=1).shape == (40, 1)
+    with pytest.raises(PlotError, match=r"(?s)obsm\['typo'\].*X_umap.*make it"):
+        matrix(mdata, "typo", fix="make it")
 
 
 def test_the_object_comes_before_its_modalities(mdata):

@@ -12,7 +12,7 @@ from cellxpert.pl.colors import labels_in_order
 from cellxpert.pl.figure import begin, finish
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from matplotlib.axes import Axes
@@ -29,6 +29,7 @@ def confusion_matrix(
     y_pred: ArrayLike,
     *,
     labels: Sequence[Any] | None = None,
+    groups: Mapping[Any, str] | None = None,
     title: str | None = None,
     colorbar: bool = True,
     ax: Axes | None = None,
@@ -45,6 +46,9 @@ def confusion_matrix(
     labels
         Order of the labels; must contain all that occur. Default: the order of the categories if both arrays have the same
         ones, else by name. Labels that occur in neither array are left out; labels that are only predicted get no row.
+    groups
+        Name of the branch that a label belongs to, such as ``{"CD4 T": "T cell", "CD8 T": "T cell"}``. Labels of a branch are
+        brought together, lines part the branches, and brackets above name them; labels without one come last.
     title
         Above the matrix.
     colorbar
@@ -62,7 +66,7 @@ def confusion_matrix(
     PlotError
         If the arrays differ in length, are empty, or hold missing or unlisted labels.
     """
-    rows, columns, counts = _count(y_true, y_pred, labels)
+    rows, columns, counts = _count(y_true, y_pred, labels, groups or {})
     shares = counts / counts.sum(axis=1, keepdims=True)
     side = 1.8 + 0.42 * len(columns)
     figsize = (side + 2.2 + 0.8 * colorbar, 1.8 + 0.42 * len(rows) + 1.2)
@@ -75,6 +79,8 @@ def confusion_matrix(
     ax.set_ylabel("true (cells)")
     ax.tick_params(length=0, labelsize=9 if len(columns) <= 16 else 7 if len(columns) <= 30 else 6)
     _draw_grid(ax, len(rows), len(columns))
+    if groups:
+        _draw_groups(ax, rows, columns, groups)
     if title:
         ax.set_title(title, loc="left", fontsize=12)
     if colorbar:
@@ -86,7 +92,7 @@ def confusion_matrix(
 
 
 def _count(
-    y_true: ArrayLike, y_pred: ArrayLike, labels: Sequence[Any] | None
+    y_true: ArrayLike, y_pred: ArrayLike, labels: Sequence[Any] | None, groups: Mapping[Any, str]
 ) -> tuple[list[Any], list[Any], np.ndarray]:
     true, pred = pd.Series(y_true), pd.Series(y_pred)
     if len(true) != len(pred) or not len(true):
@@ -97,6 +103,8 @@ def _count(
     order = occurring if labels is None else [label for label in labels if label in set(occurring)]
     if unlisted := [label for label in occurring if label not in set(order)]:
         raise PlotError("pl.confusion_matrix(labels=)", found=f"{unlisted[:5]} not listed", fix="list all labels")
+    branches = list(dict.fromkeys(groups[label] for label in order if label in groups))
+    order.sort(key=lambda label: branches.index(groups[label]) if label in groups else len(branches))
     present = set(true)
     rows = [label for label in order if label in present]
     row, place = {x: i for i, x in enumerate(rows)}, {x: i for i, x in enumerate(order)}
@@ -120,3 +128,37 @@ def _draw_grid(ax: Axes, n_rows: int, n_columns: int) -> None:
     ax.grid(which="minor", color="#E4E4E4", linewidth=0.8)
     ax.tick_params(which="minor", length=0)
     ax.spines[:].set_visible(False)
+
+
+def _draw_groups(ax: Axes, rows: list[Any], columns: list[Any], groups: Mapping[Any, str]) -> None:
+    """Lines between branches, and a bracket with the name above each; labels without a branch have neither name nor bracket."""
+    from matplotlib.lines import Line2D
+    from matplotlib.transforms import offset_copy
+
+    lines = {"color": "#606060", "linewidth": 1.0, "zorder": 3}
+    for place in _starts(columns, groups)[1:]:
+        ax.axvline(place - 0.5, **lines)
+    for place in _starts(rows, groups)[1:]:
+        ax.axhline(place - 0.5, **lines)
+    starts = _starts(columns, groups)
+    runs = [(a, b) for a, b in zip(starts, [*starts[1:], len(columns)], strict=True) if columns[a] in groups]
+    above = offset_copy(ax.get_xaxis_transform(), fig=ax.figure.figure, y=4, units="points")
+    for first, after in runs:
+        bracket = Line2D([first - 0.35, after - 0.65], [1, 1], transform=above, clip_on=False)
+        bracket.set(color="#404040", linewidth=2.0)
+        ax.add_artist(bracket)  # unlike what is plotted it leaves the limits as they are
+    top = ax.secondary_xaxis("top")
+    names = [str(groups[columns[first]]) for first, _ in runs]
+    box = ax.get_window_extent()
+    n_letters = min(box.width / len(columns), box.height / len(rows)) / ax.figure.dpi * 72 / 6  # in a column's width
+    flat = all(len(name) <= n_letters * (after - first) for name, (first, after) in zip(names, runs, strict=True))
+    turn = {"ha": "center"} if flat else {"rotation": 45, "ha": "left", "rotation_mode": "anchor"}
+    top.set_xticks([(first + after - 1) / 2 for first, after in runs], names, **turn)
+    top.tick_params(length=0, pad=7, labelsize=9)
+    top.spines[:].set_visible(False)
+
+
+def _starts(labels: list[Any], groups: Mapping[Any, str]) -> list[int]:
+    """Where a branch begins."""
+    of = [groups.get(label) for label in labels]
+    return [i for i in range(len(of)) if i == 0 or of[i] != of[i - 1]]

@@ -9,7 +9,7 @@ import pandas as pd
 
 from cellxpert.errors import PlotError
 
-__all__ = ["column", "coordinates", "mask"]
+__all__ = ["column", "coordinates", "mask", "matrix"]
 
 
 def coordinates(data: Any, basis: str) -> np.ndarray:
@@ -22,17 +22,21 @@ def coordinates(data: Any, basis: str) -> np.ndarray:
         if found.ndim != 2 or found.shape[1] < 2:
             raise PlotError("pl data", found=f"shape {found.shape}", fix="give an AnnData, a MuData or an (n, 2) array")
         return found[:, :2]
-    names = (basis, f"X_{basis}")
+    fix = "sc.pp.neighbors(adata, use_rep='X_cellxpert'); sc.tl.umap(adata)"
+    return matrix(data, basis, fix=fix, n_columns=2)
+
+
+def matrix(data: Any, key: str, *, fix: str, n_columns: int | None = None) -> np.ndarray:
+    """Numbers of ``obsm[key]`` or ``obsm["X_" + key]``, the first ``n_columns`` or all; ``fix`` is the line that makes them.
+
+    In a MuData, a modality's array serves where the object has none; cells that it lacks get NaN.
+    """
     for part in _parts(data):
-        for name in names:
+        for name in (key, f"X_{key}"):
             if name in part.obsm and np.asarray(part.obsm[name]).dtype != bool:
-                return _spread(np.asarray(part.obsm[name], dtype=np.float64)[:, :2], part, data)
-    known = sorted({key for part in _parts(data) for key in part.obsm})
-    raise PlotError(
-        f"obsm[{basis!r}]",
-        found=f"not there; obsm has {known[:8]}",
-        fix="sc.pp.neighbors(adata, use_rep='X_cellxpert'); sc.tl.umap(adata)",
-    )
+                return _spread(np.asarray(part.obsm[name], dtype=np.float64)[:, :n_columns], part, data)
+    known = sorted({name for part in _parts(data) for name in part.obsm})
+    raise PlotError(f"obsm[{key!r}]", found=f"not there; obsm has {known[:8]}", fix=fix)
 
 
 def column(data: Any, values: Any, what: str = "color") -> pd.Series:
@@ -73,6 +77,6 @@ def _spread(values: np.ndarray, part: Any, data: Any) -> np.ndarray:
     if part is data:
         return values
     place = part.obs_names.get_indexer(data.obs_names)
-    spread = np.full((data.n_obs, 2), np.nan)
+    spread = np.full((data.n_obs, values.shape[1]), np.nan)
     spread[place >= 0] = values[place[place >= 0]]
     return spread
