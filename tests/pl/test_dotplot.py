@@ -78,6 +78,9 @@ def test_a_given_order_is_kept_and_may_leave_labels_out(adata):
     assert _ticks(ax.xaxis) == ["B", "NK", "T", "Unknown"]
     with pytest.raises(PlotError, match=r"(?s)\['typo'\] not among.*'T', 'B', 'NK'"):
         pl.label_dotplot(adata, "kind", order=["typo"])
+    for bad in ([], ["T", "T"]):
+        with pytest.raises(PlotError, match="no labels, or one of them twice"):
+            pl.label_dotplot(adata, "kind", order=bad)
 
 
 def test_cells_without_a_label_are_left_out_and_nothing_is_written(adata):

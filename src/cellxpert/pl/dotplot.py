@@ -127,9 +127,10 @@ def _count(
     place = tuple(found.index.get_level_values(level).to_numpy() for level in (0, 1))
     counts[place], means[place] = found["size"], found["mean"]
     if order is not None:
-        if unknown := [label for label in order if label not in set(rows)]:
-            fix = f"give some of {rows[:8]}"
-            raise PlotError(f"{where}(order=)", found=f"{unknown[:5]} not among the reference labels", fix=fix)
+        unknown = [label for label in order if label not in set(rows)]
+        if unknown or len(order) == 0 or len(set(order)) < len(order):
+            found = f"{unknown[:5]} not among the reference labels" if unknown else "no labels, or one of them twice"
+            raise PlotError(f"{where}(order=)", found=found, fix=f"give some of {rows[:8]}")
         chosen = [rows.index(label) for label in order]
     else:
         chosen = _near_diagonal(counts)
