@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import anndata as ad
 import h5py
 import numpy as np
@@ -327,6 +329,47 @@ def test_what_a_word_means_depends_on_the_tissue(real):
     assert how("HSC", real, beside=["Hepatocytes", "Kupffer cells"]) == ("", "ambiguous")
     assert how("endo", real) == ("", "")
     assert how("Endo", real, beside=["Astro", "Oligo"]) == ("CL:0000115", "abbreviation")
+
+
+AZIMUTH = {
+    "CD4 CTL": "CL:0000934",
+    "CD4 Naive": "CL:0000895",
+    "CD4 TCM": "CL:0000904",
+    "CD4 TEM": "CL:0000905",
+    "CD8 Naive": "CL:0000900",
+    "CD8 TCM": "CL:0000907",
+    "CD8 TEM": "CL:0000913",
+    "MAIT": "CL:0000940",
+    "NK": "CL:0000623",
+    "NK_CD56bright": "CL:0000938",
+    "Treg": "CL:0000815",
+    "gdT": "CL:0000798",
+    "B memory": "CL:0000787",
+    "B naive": "CL:0000788",
+    "Plasmablast": "CL:0000980",
+    "CD16 Mono": "CL:0002396",
+    "pDC": "CL:0000784",
+    "cDC2": "CL:0002399",
+    "HSPC": "CL:0008001",
+    "Platelet": "CL:0000233",
+    "ILC": "CL:0001065",
+}
+"""Labels of a much used PBMC reference that the sets above lack, and terms for them."""
+
+
+@pytest.mark.parametrize(
+    "write",
+    [str, lambda s: re.sub(r"(CD\d+) ", r"\1+ ", s), lambda s: f"{s} cells", lambda s: ".".join(s.split()[::-1])],
+)
+def test_labels_of_a_blood_atlas(real, write):
+    table = match_labels([write(label) for label in AZIMUTH], ontology=real)
+    assert table["term"].tolist() == list(AZIMUTH.values())
+    assert match_labels(["CD4+ Th17", "NKT", "Doublet", "other T"], ontology=real)["term"].tolist() == [
+        "CL:0000899",
+        "CL:0000814",
+        "",
+        "",
+    ]
 
 
 def test_misleading_synonyms_and_codes_of_atlases_match_nothing(real):

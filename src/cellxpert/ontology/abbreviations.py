@@ -21,6 +21,7 @@ WORDS = {
     "prog": "progenitor",
     "progen": "progenitor",
     "gc": "germinal center",
+    "fcgr3a": "cd16+",
     "fcgr3a+": "cd16+",
     # T cells
     "gdt": "gamma delta t",
@@ -35,6 +36,9 @@ WORDS = {
     "tscm": "stem memory t",
     "ctl": "cytotoxic t",
     "th": "t helper",
+    "th1": "t helper 1",
+    "th2": "t helper 2",
+    "th17": "t helper 17",
     "tfh": "follicular helper t",
     "eff": "effector",
     "mem": "memory",
@@ -65,6 +69,7 @@ PHRASES: dict[str, str | tuple[str, ...]] = {
     "CD4 alpha-beta T helper 17": "CL:0000899",
     "follicular helper CD4 alpha-beta T": "CL:0002038",
     "MAIT": "CL:0000940",
+    "NKT": "CL:0000814",
     # innate lymphoid cells
     "CD56bright natural killer": "CL:0000938",
     "CD56dim natural killer": "CL:0000939",
@@ -99,6 +104,7 @@ PHRASES: dict[str, str | tuple[str, ...]] = {
     # erythroid
     "erythroid": "CL:0000764",
     "ery": "CL:0000764",
+    "eryth": "CL:0000764",
     # outside the blood, where the short form has one meaning
     "OPC": "CL:0002453",
     "astro": "CL:0000127",
