@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import anndata
+import mudata
 import numpy as np
-from sklearn.model_selection import StratifiedKFold, train_test_split
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, train_test_split
 
-__all__ = ["ANNOTATION", "DataSet", "Split", "given", "stratified", "three_fold"]
+from benchmarks.registry import missing_files
+
+__all__ = ["ANNOTATION", "DataSet", "Split", "given", "grouped_three_fold", "of_groups", "stratified", "three_fold"]
 
 Indices = tuple[np.ndarray, np.ndarray]
 
@@ -48,29 +51,36 @@ class DataSet:
     splits
         See :class:`Split`.
     make
-        Returns the data without any file; None for data read from ``name + ".h5ad"``.
+        Returns the data without any file; None for data read from a file.
+    multimodal
+        Whether the file is an h5mu with ``rna`` (whose ``obs`` has labels and groups) and ``prot``, both raw counts.
     """
 
     name: str
     label_key: str
     splits: tuple[Split, ...]
     make: Callable[[], anndata.AnnData] | None = None
+    multimodal: bool = False
+
+    @property
+    def file(self) -> str:
+        """Name of the file."""
+        return f"{self.name}.{'h5mu' if self.multimodal else 'h5ad'}"
 
     def missing(self, data_dir: Path | None) -> str:
         """Why the data cannot be read here; empty when they can."""
-        if self.make is not None:
-            return ""
-        if data_dir is None:
-            return f"{self.name}.h5ad needs --data DIR or $CELLXPERT_DATA"
-        return "" if (data_dir / f"{self.name}.h5ad").exists() else f"{data_dir} has no {self.name}.h5ad"
+        return missing_files([self.file] if self.make is None else [], data_dir)
 
-    def load(self, data_dir: Path | None) -> anndata.AnnData:
-        """Read the data: raw counts in ``X``."""
+    def load(self, data_dir: Path | None) -> anndata.AnnData | mudata.MuData:
+        """Read the data: raw counts in ``X`` (of each modality)."""
         if self.make is not None:
             return self.make()
         if reason := self.missing(data_dir):
             raise FileNotFoundError(reason)
-        return anndata.read_h5ad(data_dir / f"{self.name}.h5ad")
+        if not self.multimodal:
+            return anndata.read_h5ad(data_dir / self.file)
+        with mudata.set_options(pull_on_update=False):  # what the next mudata does by default
+            return mudata.read_h5mu(data_dir / self.file)
 
 
 def stratified(adata: anndata.AnnData, labels: np.ndarray, *, seed: int = 2022, test_size: float = 0.2) -> Indices:
@@ -85,10 +95,26 @@ def given(adata: anndata.AnnData, labels: np.ndarray, *, column: str = "split") 
     return np.flatnonzero(side == "train"), np.flatnonzero(side == "test")
 
 
+def of_groups(adata: anndata.AnnData, labels: np.ndarray, *, column: str, train: Collection[str]) -> Indices:
+    """Train on the cells of some groups (donors, protocols ...), test on those of all others."""
+    inside = adata.obs[column].astype(str).isin(train).to_numpy()
+    return np.flatnonzero(inside), np.flatnonzero(~inside)
+
+
 def three_fold(adata: anndata.AnnData, labels: np.ndarray, *, fold: int, seed: int = 2022) -> Indices:
     """Fold 1, 2 or 3 of a stratified, shuffled three-fold split."""
     folds = StratifiedKFold(3, shuffle=True, random_state=seed)
     train, test = list(folds.split(np.zeros(len(labels)), labels))[fold - 1]
+    return train, test
+
+
+def grouped_three_fold(
+    adata: anndata.AnnData, labels: np.ndarray, *, column: str, fold: int, seed: int = 2022
+) -> Indices:
+    """Fold 1, 2 or 3 of a split in which no group is on both sides; labels are balanced as far as that allows."""
+    folds = StratifiedGroupKFold(3, shuffle=True, random_state=seed)
+    groups = adata.obs[column].astype(str).to_numpy()
+    train, test = list(folds.split(np.zeros(len(labels)), labels, groups))[fold - 1]
     return train, test
 
 
@@ -102,14 +128,42 @@ def _pbmc68k() -> anndata.AnnData:
     return adata
 
 
+def _grouped_folds(column: str) -> tuple[Split, ...]:
+    return tuple(
+        Split(
+            name=f"{column}-3-fold-2022/{fold}",
+            make=partial(grouped_three_fold, column=column, fold=fold),
+            n_seeds=1,
+        )
+        for fold in (1, 2, 3)
+    )
+
+
 _STRATIFIED = Split(name="stratified-2022", make=stratified)
 _FOLDS = tuple(Split(name=f"3-fold-2022/{fold}", make=partial(three_fold, fold=fold), n_seeds=1) for fold in (1, 2, 3))
+# The first five donors by name (as text); 1244, 1256 and 1488 are the test.
+_DONORS = Split(
+    name="donors", make=partial(of_groups, column="donor", train=("101", "1015", "1016", "1039", "107")), n_seeds=3
+)
+_INDROP = Split(
+    name="indrop-to-celseq", make=partial(of_groups, column="dataset", train=("indrop_baron_human4",)), n_seeds=3
+)
+_DAY_1 = Split(name="s1d1-to-s1d2", make=partial(of_groups, column="batch", train=("s1d1",)), n_seeds=3)
 
 ANNOTATION: Mapping[str, DataSet] = {
-    "pbmc68k": DataSet(name="pbmc68k", label_key="bulk_labels", splits=(_STRATIFIED,), make=_pbmc68k),
-    "pbmc_facs_zheng2017": DataSet(
-        name="pbmc_facs_zheng2017", label_key="cell_type", splits=(Split(name="given", make=given), *_FOLDS)
-    ),
-    "pbmc3k": DataSet(name="pbmc3k", label_key="cell_type", splits=(_STRATIFIED, *_FOLDS)),
+    data.name: data
+    for data in (
+        DataSet(name="pbmc68k", label_key="bulk_labels", splits=(_STRATIFIED,), make=_pbmc68k),
+        DataSet(name="pbmc_facs_zheng2017", label_key="cell_type", splits=(Split(name="given", make=given), *_FOLDS)),
+        DataSet(name="pbmc3k", label_key="cell_type", splits=(_STRATIFIED, *_FOLDS)),
+        DataSet(name="pancreas_2protocols_2307x8634", label_key="cell_type", splits=(_INDROP, _STRATIFIED)),
+        DataSet(name="kang2018_ctrl_12261x1287", label_key="cell_type", splits=(_DONORS, *_grouped_folds("donor"))),
+        DataSet(
+            name="tcell_subtypes_861x1011",
+            label_key="cell_type",
+            splits=(_STRATIFIED, *_FOLDS, *_grouped_folds("sample")),
+        ),
+        DataSet(name="bmmc_cite_neurips2021_set1", label_key="cell_type", splits=(_DAY_1,), multimodal=True),
+    )
 }
 """Data sets of the task ``annotation``."""

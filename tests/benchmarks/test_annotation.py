@@ -130,7 +130,9 @@ def test_splits_are_partitions() -> None:
 
 def test_cases() -> None:
     full = TASK.cases(Options())
-    assert {case.data for case in full} == {"pbmc68k", "pbmc_facs_zheng2017", "pbmc3k"}
+    assert {case.data for case in full} == set(ANNOTATION)
+    both = {case.data for case in full if "protein" in case.method}
+    assert both == {name for name, data in ANNOTATION.items() if data.multimodal} == {"bmmc_cite_neurips2021_set1"}
     folds = ["/" in case.split for case in full]
     assert folds == sorted(folds)  # folds last
     seeds = {case.seed for case in full if case.method == "cellxpert-mini" and case.split == "given"}
