@@ -84,9 +84,14 @@ class DataSet:
 
 
 def stratified(adata: anndata.AnnData, labels: np.ndarray, *, seed: int = 2022, test_size: float = 0.2) -> Indices:
-    """Stratified random split. ``labels`` must be text: the draw depends on the order of the classes."""
-    train, test = train_test_split(np.arange(adata.n_obs), test_size=test_size, stratify=labels, random_state=seed)
-    return train, test
+    """Stratified random split; the only cell of a type stays in training.
+
+    ``labels`` must be text: the draw depends on the order of the classes.
+    """
+    names, counts = np.unique(labels, return_counts=True)
+    rows = np.flatnonzero(np.isin(labels, names[counts > 1]))
+    train, test = train_test_split(rows, test_size=test_size, stratify=labels[rows], random_state=seed)
+    return np.concatenate([train, np.setdiff1d(np.arange(len(labels)), rows)]), test
 
 
 def given(adata: anndata.AnnData, labels: np.ndarray, *, column: str = "split") -> Indices:
