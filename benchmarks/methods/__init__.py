@@ -19,6 +19,7 @@ __all__ = [
     "ANNOTATION",
     "PERTURBATION",
     "SPATIAL",
+    "UNKNOWN",
     "Annotator",
     "Entry",
     "Labeller",
@@ -143,6 +144,11 @@ ANNOTATION: Mapping[str, Entry] = (
     }
 )
 """Methods of the task ``annotation``."""
+
+UNKNOWN: Mapping[str, Entry] = {
+    name: ANNOTATION[name] for name in ("cellxpert-nano", "cellxpert-mini", "logistic_regression", "celltypist")
+} | {name: Entry(module="benchmarks.methods.novelty", maker=name) for name in ("knn_distance", "mahalanobis")}
+"""Methods of the task ``unknown``."""
 
 SPATIAL: Mapping[str, Entry] = {
     f"cellxpert-{name.replace('_', '-')}": Entry(module="benchmarks.methods.spatial", maker=name)

@@ -74,12 +74,13 @@ def cases(options: Options) -> Iterator[Case]:
 def report(frame: pd.DataFrame) -> str:
     """Return one table per data set and split."""
     parts = [
-        "Held-out cells; mean ± sd over seeds (and folds), best in bold. `macro_f1`: unweighted mean over the classes among "
+        "Held-out cells; mean ± sd over seeds (and folds), best in bold; `se`: standard error of the mean of `accuracy` "
+        "over them (– where there is one run). `macro_f1`: unweighted mean over the classes among "
         "the test cells. `ece`: expected calibration error, 15 bins, less is better. `seconds`: fit and predict, wall."
     ]
     frame = frame.assign(family=frame["split"].map(family))
     for (data, split), rows in frame.groupby(["data", "family"], sort=False):
-        parts += [f"## {data}, {split}", method_table(rows, METRICS)]
+        parts += [f"## {data}, {split}", method_table(rows, METRICS, standard_error=True)]
     return "\n\n".join(parts)
 
 
