@@ -18,7 +18,9 @@ __all__ = [
     "ANNOTATION",
     "DataSet",
     "LeftOut",
+    "Route",
     "Split",
+    "TRANSFER",
     "UNKNOWN",
     "given",
     "grouped_three_fold",
@@ -225,3 +227,49 @@ UNKNOWN: Mapping[str, LeftOut] = {
     )
 }
 """Data sets of the task ``unknown``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """From some data sets to another, whose labels are other words for other groups of the same cells.
+
+    Parameters
+    ----------
+    name
+        Name of the split in the results.
+    sources
+        Data sets to train on, all cells of them, on the genes that they share with one another and the target.
+    target
+        Data set to annotate.
+    """
+
+    name: str
+    sources: tuple[DataSet, ...]
+    target: DataSet
+
+    def missing(self, data_dir: Path | None) -> str:
+        """Why the data cannot be read here; empty when they can."""
+        return next(filter(None, (data.missing(data_dir) for data in (*self.sources, self.target))), "")
+
+    def load(self, data_dir: Path | None) -> tuple[anndata.AnnData, anndata.AnnData]:
+        """Return training and test cells on the shared genes, each with its labels in ``obs["label"]`` and nothing else."""
+        sets = [(data, data.load(data_dir)) for data in (*self.sources, self.target)]
+        genes = [gene for gene in sets[-1][1].var_names if all(gene in adata.var_names for _, adata in sets[:-1])]
+        parts = []
+        for data, adata in sets:
+            labels = adata.obs[data.label_key].astype(str)
+            part = anndata.AnnData(adata[:, genes].X.copy(), obs=labels.to_frame("label"))
+            part.obs_names, part.var_names = data.name + ":" + adata.obs_names.astype(str), genes
+            parts.append(part)
+        return anndata.concat(parts[:-1]), parts[-1]
+
+
+TRANSFER: tuple[Route, ...] = (
+    Route(
+        name="from-pbmc3k-and-kang",
+        sources=(ANNOTATION["pbmc3k"], ANNOTATION["kang2018_ctrl_12261x1287"]),
+        target=ANNOTATION["pbmc_facs_zheng2017"],
+    ),
+    Route(name="from-pbmc3k", sources=(ANNOTATION["pbmc3k"],), target=ANNOTATION["pbmc_facs_zheng2017"]),
+)
+"""Routes of the task ``transfer``."""

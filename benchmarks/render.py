@@ -100,6 +100,8 @@ def dot_plot(rows: pd.DataFrame, metrics: Sequence[str], path: Path, *, order: S
     axes = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axis in axes[len(panels) :]:
         axis.remove()
+    for axis in axes[max(len(panels) - n_columns, 0) : len(panels)]:  # the lowest that is left of each column
+        axis.tick_params(labelbottom=True)
     colours = ("#1b6ca8", "#d1495b", "#66a182", "#edae49")
     height = {method: -place for place, method in enumerate(order)}
     for axis, ((data, split), part) in zip(axes, panels, strict=False):

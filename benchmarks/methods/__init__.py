@@ -19,6 +19,7 @@ __all__ = [
     "ANNOTATION",
     "PERTURBATION",
     "SPATIAL",
+    "TRANSFER",
     "UNKNOWN",
     "Annotator",
     "Entry",
@@ -149,6 +150,9 @@ UNKNOWN: Mapping[str, Entry] = {
     name: ANNOTATION[name] for name in ("cellxpert-nano", "cellxpert-mini", "logistic_regression", "celltypist")
 } | {name: Entry(module="benchmarks.methods.novelty", maker=name) for name in ("knn_distance", "mahalanobis")}
 """Methods of the task ``unknown``."""
+
+TRANSFER: Mapping[str, Entry] = {name: entry for name, entry in ANNOTATION.items() if not entry.multimodal}
+"""Methods of the task ``transfer``."""
 
 SPATIAL: Mapping[str, Entry] = {
     f"cellxpert-{name.replace('_', '-')}": Entry(module="benchmarks.methods.spatial", maker=name)
