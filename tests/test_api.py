@@ -17,7 +17,7 @@ import pytest
 import cellxpert as cx
 
 ROOT = Path(__file__).parents[1]
-SUBPACKAGES = ["config", "datasets", "errors", "metrics", "pl", "steering"]
+SUBPACKAGES = ["config", "datasets", "errors", "metrics", "ontology", "pl", "steering"]
 
 REQUIRED = inspect.Parameter.empty
 SIGNATURES: dict[str, tuple[list[str], dict[str, object]]] = {
@@ -222,7 +222,7 @@ print(json.dumps({"seconds": seconds, "heavy": sorted(heavy & set(sys.modules))}
     assert min(run["seconds"] for run in runs) < 1.2
 
 
-@pytest.mark.parametrize("name", ["keys", "errors", "config", "pl", "metrics", "datasets"])
+@pytest.mark.parametrize("name", ["keys", "errors", "config", "pl", "metrics", "ontology", "datasets"])
 def test_parts_that_need_no_torch_load_none(name):
     """``pl`` and ``metrics`` also serve people who never train a model in this process."""
     code = f"""

@@ -10,7 +10,7 @@ import pytest
 
 from cellxpert import errors
 
-BUILTINS = (ValueError, TypeError, KeyError, RuntimeError, OSError)
+BUILTINS = (ValueError, TypeError, KeyError, RuntimeError, OSError, ImportError)
 KINDS = [getattr(errors, n) for n in errors.__all__ if n not in {"CellxPertError", "CellxPertWarning"}]
 
 

@@ -10,13 +10,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cellxpert import config, datasets, errors, metrics, pl, steering
+    from cellxpert import config, datasets, errors, metrics, ontology, pl, steering
     from cellxpert.model import CellxPert
     from cellxpert.tasks.response import PerturbResult
 
     __version__: str
 
-__all__ = ["CellxPert", "PerturbResult", "__version__", "config", "datasets", "errors", "metrics", "pl", "steering"]
+__all__ = [
+    "CellxPert",
+    "PerturbResult",
+    "__version__",
+    "config",
+    "datasets",
+    "errors",
+    "metrics",
+    "ontology",
+    "pl",
+    "steering",
+]
 _CLASSES = {"CellxPert": "cellxpert.model", "PerturbResult": "cellxpert.tasks.response"}
 
 

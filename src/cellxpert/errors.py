@@ -16,7 +16,7 @@ __all__ = [
     "InterventionError", "LayerError",
     "MatrixTypeError", "MetricError", "MissingValuesError", "ModalityError", "MuDataError", "NegativeValueError",
     "NoLabelsError", "NonFiniteError", "NotCountsError", "NotSetUpError", "NotTrainedError", "ObjectTypeError",
-    "ObsConflictError", "ObsKeyError", "OutputExistsError", "PlotError", "QueryError", "ResumeError",
+    "ObsConflictError", "ObsKeyError", "OntologyError", "OntologyMissingError", "OutputExistsError", "PlotError", "QueryError", "ResumeError",
     "SparseStructureError", "SpatialError", "SplitError", "TrainingDivergedError", "TransposedError", "ViewError", "VocabularyError",
 ]
 # fmt: on
@@ -295,6 +295,23 @@ class FewCellsError(CellxPertError, ValueError):
 
     code = "CX503"
     why = "a mean over a handful of cells is noise, and its uncertainty cannot be told."
+
+
+# --- labels as terms of the Cell Ontology: CX6.. ---
+
+
+class OntologyError(CellxPertError, ValueError):
+    """A term of the Cell Ontology that does not exist or is obsolete, or terms that do not fit the labels."""
+
+    code = "CX601"
+    why = "labels would be taken for kinds of cells that they are not."
+
+
+class OntologyMissingError(CellxPertError, ImportError):
+    """The Cell Ontology is not installed: it comes with an optional package."""
+
+    code = "CX602"
+    why = "which types are kinds of which is read from it, and never from the network."
 
 
 # --- models: CX7.. ---

@@ -5,7 +5,7 @@ import pytest
 import scipy.sparse as sp
 
 from cellxpert.errors import MetricError
-from cellxpert.metrics.checks import finite_matrix, kept_genes, same_shape, unit_rows
+from cellxpert.metrics.checks import finite_matrix, kept_genes, paired_labels, same_shape, unit_rows
 
 
 def test_matrices_are_made_float_and_stay_sparse():
@@ -24,6 +24,20 @@ def test_bad_matrices(bad):
 def test_shapes_must_agree():
     with pytest.raises(MetricError, match=r"\(1, 2\) and \(2, 2\)"):
         same_shape(np.zeros((1, 2)), np.zeros((2, 2)))
+
+
+def test_labels_stay_what_they_are():
+    true, pred = paired_labels([1, "a", True], np.array(["1", "b", "True"]))
+    assert true.tolist() == [1, "a", True]
+    assert pred.tolist() == ["1", "b", "True"]
+
+
+@pytest.mark.parametrize("bad", [None, np.nan])
+def test_labels_must_be_there(bad):
+    with pytest.raises(MetricError, match="y_pred: 1 missing"):
+        paired_labels(["a", "b"], ["a", bad])
+    with pytest.raises(MetricError, match=r"shapes \(1,\) and \(2,\)"):
+        paired_labels(["a"], ["a", "b"])
 
 
 def test_kept_genes():

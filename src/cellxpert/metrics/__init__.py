@@ -16,6 +16,7 @@ from cellxpert.metrics.annotation import (
 from cellxpert.metrics.calibration import aurc, brier, ece, nll, reliability, risk_coverage, unseen_auroc
 from cellxpert.metrics.causal import ancestor_leak, descendant_auroc
 from cellxpert.metrics.gene_sets import gene_set_embedding, read_gmt
+from cellxpert.metrics.hierarchy import error_distance, hierarchical_f1, hierarchical_scores, within_branch_accuracy
 from cellxpert.metrics.perturbation import (
     centroid_accuracy,
     de_overlap,
@@ -56,7 +57,10 @@ __all__ = [
     "discrimination_score",
     "ece",
     "energy_distance",
+    "error_distance",
     "gene_set_embedding",
+    "hierarchical_f1",
+    "hierarchical_scores",
     "kappa",
     "macro_f1",
     "mae",
@@ -79,4 +83,5 @@ __all__ = [
     "unseen_auroc",
     "variogram",
     "weighted_f1",
+    "within_branch_accuracy",
 ]

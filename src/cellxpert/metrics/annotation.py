@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellxpert.errors import MetricError
+from cellxpert.metrics.checks import paired_labels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -174,15 +175,7 @@ def _f1(y_true: ArrayLike, y_pred: ArrayLike) -> np.ndarray:
 
 def _codes(y_true: ArrayLike, y_pred: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Labels as integers, and what they stand for; labels may be of any type, also mixed."""
-    import pandas as pd
-
-    true, pred = np.asarray(y_true, dtype=object), np.asarray(y_pred, dtype=object)
-    if true.ndim != 1 or true.shape != pred.shape or not len(true):
-        found = f"shapes {true.shape} and {pred.shape}"
-        raise MetricError("y_true, y_pred", found=found, fix="give two arrays of one label per cell")
-    for name, labels in (("y_true", true), ("y_pred", pred)):
-        if n_missing := int(pd.isna(labels).sum()):
-            raise MetricError(name, found=f"{n_missing} missing labels", fix="leave these cells out")
+    true, pred = paired_labels(y_true, y_pred)
     classes = np.array(sorted(set(true) | set(pred), key=str), dtype=object)
     code = {label: i for i, label in enumerate(classes)}
     return np.array([code[t] for t in true]), np.array([code[p] for p in pred]), classes

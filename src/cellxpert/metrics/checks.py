@@ -12,7 +12,7 @@ from cellxpert.errors import MetricError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["finite_matrix", "kept_genes", "same_shape", "unit_rows"]
+__all__ = ["finite_matrix", "kept_genes", "paired_labels", "same_shape", "unit_rows"]
 
 
 def finite_matrix(name: str, matrix: Any) -> Any:
@@ -23,6 +23,20 @@ def finite_matrix(name: str, matrix: Any) -> Any:
     if not np.isfinite(matrix.data if sp.issparse(matrix) else matrix).all():
         raise MetricError(name, found="values that are not finite", fix="leave them out")
     return matrix
+
+
+def paired_labels(y_true: ArrayLike, y_pred: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Return two arrays of one label per cell, of any type and none missing, or raise :class:`MetricError`."""
+    import pandas as pd
+
+    true, pred = np.asarray(y_true, dtype=object), np.asarray(y_pred, dtype=object)
+    if true.ndim != 1 or true.shape != pred.shape or not len(true):
+        found = f"shapes {true.shape} and {pred.shape}"
+        raise MetricError("y_true, y_pred", found=found, fix="give two arrays of one label per cell")
+    for name, labels in (("y_true", true), ("y_pred", pred)):
+        if n_missing := int(pd.isna(labels).sum()):
+            raise MetricError(name, found=f"{n_missing} missing labels", fix="leave these cells out")
+    return true, pred
 
 
 def same_shape(prediction: ArrayLike, truth: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
