@@ -102,6 +102,18 @@ def test_ours_runs_on_the_smallest_data() -> None:
     assert 0 <= measurement.metrics["accuracy"] <= 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "reads"), [("cellxpert-nano", False), ("cellxpert-nano-rna-protein", True)])
+def test_ours_reads_protein_where_it_is_given(method: str, reads: bool) -> None:
+    (train, labels), (test, _) = _both(120, 0), _both(30, 1)
+    seen, asked = bare(train, np.arange(120)), bare(test, np.arange(30))
+    annotator = make(METHODS[method], seed=0, quick=True)
+    annotator.fit(seen if reads else seen["rna"], labels)
+    before = annotator.predict(asked).confidence
+    asked["prot"].X = sp.csr_matrix(np.roll(asked["prot"].X.toarray(), 7, axis=1))
+    assert np.allclose(annotator.predict(asked).confidence, before) is not reads
+
+
 # --- metrics ---
 
 
