@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
-__all__ = ["annotation_scores", "expected_calibration_error"]
+__all__ = ["annotation_scores", "expected_calibration_error", "novelty_scores"]
 
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, *, n_bins: int = 15) -> float:
@@ -33,3 +33,24 @@ def annotation_scores(truth: np.ndarray, predicted: np.ndarray, confidence: np.n
         "macro_f1": float(f1_score(truth, predicted, labels=present, average="macro", zero_division=0.0)),
         "ece": expected_calibration_error(confidence, predicted == truth),
     }
+
+
+def novelty_scores(novelty: np.ndarray, new: np.ndarray, *, keep: float = 0.9) -> dict[str, float]:
+    """Score how a novelty score tells cells of a new type from the others.
+
+    Parameters
+    ----------
+    novelty
+        Higher for stranger cells.
+    new
+        Which cells are of the new type.
+    keep
+        Share of the other cells that must keep their label, at least.
+
+    Returns
+    -------
+    dict
+        ``auroc``, and ``refused``: the share of new cells above the lowest threshold that so many of the others do not pass.
+    """
+    threshold = np.quantile(novelty[~new], keep, method="inverted_cdf")
+    return {"auroc": float(roc_auc_score(new, novelty)), "refused": float((novelty[new] > threshold).mean())}

@@ -21,6 +21,8 @@ TASKS: Mapping[str, str] = {
     "spatial": "benchmarks.tasks.spatial",
     "speed": "benchmarks.tasks.speed",
     "speed-gpu": "benchmarks.tasks.speed_gpu",
+    "transfer": "benchmarks.tasks.transfer",
+    "unknown": "benchmarks.tasks.unknown",
 }
 """Name of each task -> the module whose ``TASK`` it is."""
 

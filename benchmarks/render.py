@@ -15,6 +15,9 @@ from benchmarks.results import ResultFile
 __all__ = ["dot_plot", "family", "markdown", "method_table", "render"]
 
 
+PANELS_PER_ROW = 5
+
+
 def family(split: str) -> str:
     """Name of a split without the number of its fold: ``"3-fold/2"`` -> ``"3-fold"``.
 
@@ -35,7 +38,13 @@ def _mean_sd(values: np.ndarray, digits: int) -> str:
     return text if len(values) < 2 else f"{text} ± {values.std(ddof=1):.{digits}f}"
 
 
-def method_table(rows: pd.DataFrame, metrics: Mapping[str, bool], *, digits: int = 3) -> str:
+def _standard_error(values: np.ndarray, digits: int) -> str:
+    return "–" if len(values) < 2 else f"{values.std(ddof=1) / np.sqrt(len(values)):.{digits}f}"
+
+
+def method_table(
+    rows: pd.DataFrame, metrics: Mapping[str, bool], *, digits: int = 3, standard_error: bool = False
+) -> str:
     """Return a table of methods x metrics: mean ± sd over seeds and folds, the best mean of a column in bold.
 
     Parameters
@@ -46,6 +55,8 @@ def method_table(rows: pd.DataFrame, metrics: Mapping[str, bool], *, digits: int
         Metric -> whether more is better; the first decides the order of the methods.
     digits
         Digits after the point.
+    standard_error
+        Whether a column says the standard error of the mean of the first metric.
     """
     first, first_up = next(iter(metrics.items()))
     means = rows.groupby(["method", "metric"])["value"].mean().unstack()
@@ -60,10 +71,13 @@ def method_table(rows: pd.DataFrame, metrics: Mapping[str, bool], *, digits: int
             values = mine.loc[mine["metric"] == metric, "value"].to_numpy()
             text = _mean_sd(values, digits) if len(values) else "–"
             line.append(f"**{text}**" if len(values) and rounded.loc[method, metric] == best[metric] else text)
+        if standard_error:
+            line.append(_standard_error(mine.loc[mine["metric"] == first, "value"].to_numpy(), digits))
         runs = mine.drop_duplicates(["split", "seed"])
         line += [f"{runs['seconds'].mean():.1f}", f"{runs['mib'].mean():.0f}", str(len(runs))]
         lines.append(line)
-    return markdown(["method", *metrics, "seconds", "peak MiB", "runs"], lines)
+    error = ["se"] if standard_error else []
+    return markdown(["method", *metrics, *error, "seconds", "peak MiB", "runs"], lines)
 
 
 def dot_plot(rows: pd.DataFrame, metrics: Sequence[str], path: Path, *, order: Sequence[str]) -> Path:
@@ -80,11 +94,17 @@ def dot_plot(rows: pd.DataFrame, metrics: Sequence[str], path: Path, *, order: S
     """
     rows = rows.assign(family=rows["split"].map(family))
     panels = list(rows.groupby(["data", "family"], sort=False))
-    figure = Figure(figsize=(3.2 * len(panels) + 1.6, 0.32 * len(order) + 1.3), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    n_columns = min(len(panels), PANELS_PER_ROW)
+    n_rows = -(-len(panels) // n_columns)
+    figure = Figure(figsize=(3.2 * n_columns + 1.6, n_rows * (0.32 * len(order) + 1.3)), layout="constrained")
+    axes = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    for axis in axes[max(len(panels) - n_columns, 0) : len(panels)]:  # the lowest that is left of each column
+        axis.tick_params(labelbottom=True)
     colours = ("#1b6ca8", "#d1495b", "#66a182", "#edae49")
     height = {method: -place for place, method in enumerate(order)}
-    for axis, ((data, split), part) in zip(axes, panels, strict=True):
+    for axis, ((data, split), part) in zip(axes, panels, strict=False):
         for shift, (metric, colour) in enumerate(zip(metrics, colours, strict=False)):
             mine = part[part["metric"] == metric]
             heights = mine["method"].map(height) + 0.12 * (len(metrics) - 1 - 2 * shift)
@@ -94,7 +114,7 @@ def dot_plot(rows: pd.DataFrame, metrics: Sequence[str], path: Path, *, order: S
         axis.grid(axis="both", color="#e5e5e5", linewidth=0.6)
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[-1].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes[n_columns - 1].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.savefig(path, dpi=150)
     return path
 

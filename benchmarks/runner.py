@@ -29,6 +29,8 @@ PACKAGES = (
     "scanpy",
     "numba",
     "transformers",
+    "celltypist",
+    "scvi-tools",
 )
 """Packages whose versions go into each row."""
 

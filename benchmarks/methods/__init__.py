@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
 import anndata
+import mudata
 import numpy as np
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ __all__ = [
     "ANNOTATION",
     "PERTURBATION",
     "SPATIAL",
+    "TRANSFER",
+    "UNKNOWN",
     "Annotator",
     "Entry",
     "Labeller",
@@ -30,20 +34,27 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Prediction:
-    """Labels of the cells asked for, and the probability of each label."""
+    """Labels of the cells asked for, the probability of each label, and how strange each cell is.
+
+    ``novelty`` is higher for stranger cells, on any scale; None where a method has nothing but ``1 - confidence``.
+    """
 
     labels: np.ndarray
     confidence: np.ndarray
+    novelty: np.ndarray | None = None
 
 
 class Annotator(Protocol):
     """A method that learns labels from cells. Made before the clock starts: imports belong into its module."""
 
-    def fit(self, adata: anndata.AnnData, labels: np.ndarray) -> None:
-        """Learn from raw counts in ``adata.X`` and one label (text) per cell."""
+    def fit(self, cells: anndata.AnnData | mudata.MuData, labels: np.ndarray) -> None:
+        """Learn from raw counts in ``X`` and one label (text) per cell.
 
-    def predict(self, adata: anndata.AnnData) -> Prediction:
-        """Label other cells, raw counts in ``adata.X``."""
+        Methods whose :class:`Entry` is ``multimodal`` get a MuData with ``rna`` and ``prot``, all others an AnnData of RNA.
+        """
+
+    def predict(self, cells: anndata.AnnData | mudata.MuData) -> Prediction:
+        """Label other cells, given as in ``fit``."""
 
 
 class Labeller(Protocol):
@@ -81,23 +92,67 @@ class Entry:
         Module and name in it.
     seeded
         Whether its result depends on the seed; if not it is run once.
+    multimodal
+        Whether it reads RNA and protein; it is run on data that have both.
+    needs
+        Modules that must be there beside the dependency group ``benchmark``: those of ``benchmark-annotation``.
     """
 
     module: str
     maker: str
     seeded: bool = False
+    multimodal: bool = False
+    needs: tuple[str, ...] = ()
+
+    def missing(self) -> str:
+        """Why the method cannot be run in this environment; empty when it can."""
+        lacking = [module for module in self.needs if find_spec(module) is None]
+        return f"{', '.join(lacking)} not installed (dependency group benchmark-annotation)" if lacking else ""
 
 
-ANNOTATION: Mapping[str, Entry] = {
-    "cellxpert-nano": Entry(module="benchmarks.methods.ours", maker="nano", seeded=True),
-    "cellxpert-mini": Entry(module="benchmarks.methods.ours", maker="mini", seeded=True),
-    "logistic_regression": Entry(module="benchmarks.methods.baselines", maker="logistic_regression"),
-    "svd_logistic_regression": Entry(module="benchmarks.methods.baselines", maker="svd_logistic_regression"),
-    "knn": Entry(module="benchmarks.methods.baselines", maker="knn"),
-    "nearest_centroid": Entry(module="benchmarks.methods.baselines", maker="nearest_centroid"),
-    "majority": Entry(module="benchmarks.methods.baselines", maker="majority"),
-}
+_OURS, _BASELINES, _MULTIMODAL = (f"benchmarks.methods.{name}" for name in ("ours", "baselines", "multimodal"))
+
+ANNOTATION: Mapping[str, Entry] = (
+    {f"cellxpert-{name}": Entry(module=_OURS, maker=name, seeded=True) for name in ("nano", "mini")}
+    | {
+        f"cellxpert-{name.replace('_', '-')}": Entry(module=_OURS, maker=name, seeded=True, multimodal=True)
+        for name in ("nano_rna_protein", "mini_rna_protein")
+    }
+    | {
+        name: Entry(module=_BASELINES, maker=name)
+        for name in (
+            "logistic_regression",
+            "svd_logistic_regression",
+            "svd_logistic_regression_unscaled",
+            "knn",
+            "nearest_centroid",
+            "majority",
+        )
+    }
+    | {
+        name: Entry(module=_MULTIMODAL, maker=name, multimodal=True)
+        for name in (
+            "logistic_regression_rna_protein",
+            "svd_logistic_regression_rna_protein",
+            "nearest_centroid_rna_protein",
+            "logistic_regression_protein",
+            "nearest_centroid_protein",
+        )
+    }
+    | {
+        "celltypist": Entry(module="benchmarks.methods.celltypist", maker="celltypist", needs=("celltypist",)),
+        "scanvi": Entry(module="benchmarks.methods.scanvi", maker="scanvi", seeded=True, needs=("scvi",)),
+    }
+)
 """Methods of the task ``annotation``."""
+
+UNKNOWN: Mapping[str, Entry] = {
+    name: ANNOTATION[name] for name in ("cellxpert-nano", "cellxpert-mini", "logistic_regression", "celltypist")
+} | {name: Entry(module="benchmarks.methods.novelty", maker=name) for name in ("knn_distance", "mahalanobis")}
+"""Methods of the task ``unknown``."""
+
+TRANSFER: Mapping[str, Entry] = {name: entry for name, entry in ANNOTATION.items() if not entry.multimodal}
+"""Methods of the task ``transfer``."""
 
 SPATIAL: Mapping[str, Entry] = {
     f"cellxpert-{name.replace('_', '-')}": Entry(module="benchmarks.methods.spatial", maker=name)

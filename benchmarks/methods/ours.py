@@ -11,14 +11,16 @@ import scanpy  # noqa: F401 - as above
 import cellxpert as cx
 from benchmarks.methods import Prediction
 
-__all__ = ["Ours", "mini", "nano"]
+__all__ = ["Ours", "mini", "mini_rna_protein", "nano", "nano_rna_protein"]
 
 LABEL = "label"
 
 
-def _mudata(adata: anndata.AnnData) -> mudata.MuData:
+def _mudata(cells: anndata.AnnData | mudata.MuData) -> mudata.MuData:
+    if isinstance(cells, mudata.MuData):
+        return cells
     with mudata.set_options(pull_on_update=False):  # what the next mudata does by default
-        return mudata.MuData({"rna": adata})
+        return mudata.MuData({"rna": cells})
 
 
 class Ours:
@@ -27,19 +29,20 @@ class Ours:
     def __init__(self, preset: str, *, seed: int, quick: bool) -> None:
         self.preset, self.seed, self.quick = preset, seed, quick
 
-    def fit(self, adata: anndata.AnnData, labels: np.ndarray) -> None:
+    def fit(self, cells: anndata.AnnData | mudata.MuData, labels: np.ndarray) -> None:
         """See :class:`benchmarks.methods.Annotator`."""
-        adata = adata.copy()
-        adata.obs[LABEL] = labels
-        mdata = _mudata(adata)
-        cx.CellxPert.setup_mudata(mdata, rna="rna", labels_key=LABEL)
+        mdata = _mudata(cells.copy())
+        mdata["rna"].obs[LABEL] = labels
+        modalities = {"rna": "rna"} | ({"protein": "prot"} if "prot" in mdata.mod else {})
+        cx.CellxPert.setup_mudata(mdata, **modalities, labels_key=LABEL)
         self.model = cx.CellxPert(mdata, preset=self.preset, seed=self.seed)
         self.model.train(max_epochs=1 if self.quick else None, train_size=1.0, progress_bar=False)
 
-    def predict(self, adata: anndata.AnnData) -> Prediction:
+    def predict(self, cells: anndata.AnnData | mudata.MuData) -> Prediction:
         """See :class:`benchmarks.methods.Annotator`."""
-        table = self.model.annotate(_mudata(adata), inplace=False, unknown=False)
-        return Prediction(table["label"].to_numpy(dtype=str), table["confidence"].to_numpy())
+        table = self.model.annotate(_mudata(cells), inplace=False, unknown=False)
+        novelty = table["ood"].to_numpy() if "ood" in table else None
+        return Prediction(table["label"].to_numpy(dtype=str), table["confidence"].to_numpy(), novelty)
 
 
 def nano(*, seed: int, quick: bool) -> Ours:
@@ -49,4 +52,14 @@ def nano(*, seed: int, quick: bool) -> Ours:
 
 def mini(*, seed: int, quick: bool) -> Ours:
     """Preset ``mini``."""
+    return Ours("mini", seed=seed, quick=quick)
+
+
+def nano_rna_protein(*, seed: int, quick: bool) -> Ours:
+    """Preset ``nano``, given RNA and protein: the cells that it gets decide what it reads."""
+    return Ours("nano", seed=seed, quick=quick)
+
+
+def mini_rna_protein(*, seed: int, quick: bool) -> Ours:
+    """Preset ``mini``, given RNA and protein."""
     return Ours("mini", seed=seed, quick=quick)

@@ -6,6 +6,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import anndata
+import mudata
+import numpy as np
 import pandas as pd
 
 from benchmarks.data_sets import ANNOTATION as DATA
@@ -17,20 +20,29 @@ from benchmarks.metrics import annotation_scores
 from benchmarks.registry import Case, Measurement, Options, Task
 from benchmarks.render import dot_plot, family, method_table
 
-__all__ = ["TASK", "annotate"]
+__all__ = ["TASK", "annotate", "bare"]
 
 METRICS = {"accuracy": True, "macro_f1": True, "ece": False}
 
 
+def bare(cells: anndata.AnnData | mudata.MuData, rows: np.ndarray) -> anndata.AnnData | mudata.MuData:
+    """Return some cells with their counts and nothing else: no column of ``obs`` reaches a method."""
+    if isinstance(cells, mudata.MuData):
+        with mudata.set_options(pull_on_update=False):  # what the next mudata does by default
+            return mudata.MuData({name: bare(modality, rows) for name, modality in cells.mod.items()})
+    kept = cells[rows].copy()
+    kept.obs = kept.obs[[]]
+    return kept
+
+
 def annotate(data: DataSet, split: Split, *, method: str, seed: int, options: Options) -> list[Measurement]:
     """Fit one method on the training cells of one split and score it on the test cells."""
-    adata = data.load(options.data_dir)
-    labels = adata.obs[data.label_key].astype(str).to_numpy()
-    train, test = split.make(adata, labels)
-    seen, held_out = adata[train].copy(), adata[test].copy()
-    for side in (seen, held_out):  # a method gets counts and the labels of its training cells, nothing else
-        side.obs = side.obs[[]]
-    annotator = make(METHODS[method], seed=seed, quick=options.quick)
+    whole, entry = data.load(options.data_dir), METHODS[method]
+    rna = whole["rna"] if data.multimodal else whole
+    labels = rna.obs[data.label_key].astype(str).to_numpy()
+    train, test = split.make(rna, labels)
+    seen, held_out = (bare(whole if entry.multimodal else rna, rows) for rows in (train, test))
+    annotator = make(entry, seed=seed, quick=options.quick)
     with measured() as cost:
         annotator.fit(seen, labels[train])
         predicted = annotator.predict(held_out)
@@ -46,6 +58,8 @@ def cases(options: Options) -> Iterator[Case]:
     plan.sort(key=lambda pair: family(pair[1].name) != pair[1].name)
     for data, split in plan:
         for method, entry in METHODS.items():
+            if entry.multimodal and not data.multimodal:
+                continue
             for seed in range(split.n_seeds if entry.seeded and not options.quick else 1):
                 yield Case(
                     data=data.name,
@@ -53,19 +67,20 @@ def cases(options: Options) -> Iterator[Case]:
                     seed=seed,
                     method=method,
                     run=partial(annotate, data, split, method=method, seed=seed, options=options),
-                    missing=data.missing(options.data_dir),
+                    missing=data.missing(options.data_dir) or entry.missing(),
                 )
 
 
 def report(frame: pd.DataFrame) -> str:
     """Return one table per data set and split."""
     parts = [
-        "Held-out cells; mean ± sd over seeds (and folds), best in bold. `macro_f1`: unweighted mean over the classes among "
+        "Held-out cells; mean ± sd over seeds (and folds), best in bold; `se`: standard error of the mean of `accuracy` "
+        "over them (– where there is one run). `macro_f1`: unweighted mean over the classes among "
         "the test cells. `ece`: expected calibration error, 15 bins, less is better. `seconds`: fit and predict, wall."
     ]
     frame = frame.assign(family=frame["split"].map(family))
     for (data, split), rows in frame.groupby(["data", "family"], sort=False):
-        parts += [f"## {data}, {split}", method_table(rows, METRICS)]
+        parts += [f"## {data}, {split}", method_table(rows, METRICS, standard_error=True)]
     return "\n\n".join(parts)
 
 

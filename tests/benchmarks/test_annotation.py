@@ -3,16 +3,27 @@ from __future__ import annotations
 from pathlib import Path
 
 import anndata
+import mudata
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from benchmarks.data_sets import ANNOTATION, given, stratified, three_fold
+from benchmarks.data_sets import (
+    ANNOTATION,
+    DataSet,
+    Split,
+    given,
+    grouped_three_fold,
+    of_groups,
+    stratified,
+    three_fold,
+)
 from benchmarks.methods import ANNOTATION as METHODS
 from benchmarks.methods import make
 from benchmarks.methods.baselines import log_normalised
+from benchmarks.methods.multimodal import centred_log_ratio
 from benchmarks.metrics import annotation_scores, expected_calibration_error
 from benchmarks.registry import Options
-from benchmarks.tasks.annotation import TASK, annotate
+from benchmarks.tasks.annotation import TASK, annotate, bare
 from hypothesis import given as given_data
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -91,6 +102,18 @@ def test_ours_runs_on_the_smallest_data() -> None:
     assert 0 <= measurement.metrics["accuracy"] <= 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "reads"), [("cellxpert-nano", False), ("cellxpert-nano-rna-protein", True)])
+def test_ours_reads_protein_where_it_is_given(method: str, reads: bool) -> None:
+    (train, labels), (test, _) = _both(120, 0), _both(30, 1)
+    seen, asked = bare(train, np.arange(120)), bare(test, np.arange(30))
+    annotator = make(METHODS[method], seed=0, quick=True)
+    annotator.fit(seen if reads else seen["rna"], labels)
+    before = annotator.predict(asked).confidence
+    asked["prot"].X = sp.csr_matrix(np.roll(asked["prot"].X.toarray(), 7, axis=1))
+    assert np.allclose(annotator.predict(asked).confidence, before) is not reads
+
+
 # --- metrics ---
 
 
@@ -128,9 +151,97 @@ def test_splits_are_partitions() -> None:
     assert sorted(np.concatenate([three_fold(adata, labels, fold=k)[1] for k in (1, 2, 3)])) == list(range(90))
 
 
+def test_the_only_cell_of_a_type_stays_in_training() -> None:
+    adata, labels = _cells(61)
+    labels = np.where(np.arange(61) == 60, "alone", labels)
+    train, test = stratified(adata, labels)
+    assert sorted([*train, *test]) == list(range(61))
+    assert 60 in train
+    assert len(test) == 12
+
+
+def test_groups_are_on_one_side() -> None:
+    adata, labels = _cells(90)
+    adata.obs["donor"] = [f"d{i}" for i in np.arange(90) // 10]
+    train, test = of_groups(adata, labels, column="donor", train=("d0", "d2"))
+    assert list(train) == [*range(10), *range(20, 30)]
+    assert list(test) == [*range(10, 20), *range(30, 90)]
+    folds = [grouped_three_fold(adata, labels, column="donor", fold=k) for k in (1, 2, 3)]
+    for train, test in folds:
+        assert not set(adata.obs["donor"].iloc[train]) & set(adata.obs["donor"].iloc[test])
+    assert sorted(np.concatenate([test for _, test in folds])) == list(range(90))
+
+
+def _both(n: int, seed: int) -> tuple[mudata.MuData, np.ndarray]:
+    """Proteins tell the three types apart, RNA does not."""
+    rng = np.random.default_rng(seed)
+    marked, labels = _cells(n, seed)
+    noise = anndata.AnnData(sp.csr_matrix(rng.poisson(1.0, size=(n, 60)).astype(np.int32)))
+    noise.obs_names, noise.var_names = marked.obs_names, [f"r{i}" for i in range(60)]
+    noise.obs["cell_type"] = labels
+    with mudata.set_options(pull_on_update=False):
+        return mudata.MuData({"rna": noise, "prot": marked}), labels
+
+
+@pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if "multimodal" in entry.module])
+def test_methods_of_two_modalities_read_the_protein(method: str) -> None:
+    (train, labels), (test, truth) = _both(120, 0), _both(60, 1)
+    annotator = make(METHODS[method], seed=0, quick=True)
+    annotator.fit(train, labels)
+    assert (annotator.predict(test).labels == truth).mean() > 0.95
+
+
+def test_methods_of_rna_get_no_protein_and_no_column(tmp_path: Path) -> None:
+    cells, labels = _both(90, 0)
+    cells.write(tmp_path / "toy.h5mu")
+    split = Split(name="s", make=stratified)
+    data = DataSet(name="toy", label_key="cell_type", splits=(split,), multimodal=True)
+    scores = {
+        method: annotate(data, split, method=method, seed=0, options=Options(data_dir=tmp_path))[0].metrics["accuracy"]
+        for method in ("logistic_regression", "logistic_regression_rna_protein")
+    }
+    assert scores["logistic_regression"] < 0.7  # noise: a third would be chance
+    assert scores["logistic_regression_rna_protein"] > 0.9
+    seen = bare(cells, np.arange(5))
+    assert list(seen.mod) == ["rna", "prot"]
+    assert all(modality.obs.columns.empty for modality in seen.mod.values())
+    assert (cells["prot"].X[:5] != seen["prot"].X).nnz == 0
+
+
+def test_centred_log_ratio_against_a_plain_loop() -> None:
+    cells, _ = _both(5, 0)
+    for row, counts in zip(centred_log_ratio(cells).toarray(), cells["prot"].X.toarray(), strict=True):
+        logs = [np.log1p(c) for c in counts]
+        np.testing.assert_allclose(row, [x - sum(logs) / len(logs) for x in logs], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", ["celltypist", "scanvi"])
+def test_a_rival_whose_library_is_missing_is_left_out_and_says_so(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.methods.find_spec", lambda name: None)
+    reasons = {case.missing for case in TASK.cases(Options(quick=True)) if case.method == method}
+    assert len(reasons) == 1
+    assert "benchmark-annotation" in reasons.pop()
+    assert not any(case.missing for case in TASK.cases(Options(quick=True)) if case.method == "knn")
+
+
+@pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if entry.needs])
+@pytest.mark.filterwarnings("ignore")  # of the rival's libraries
+def test_rivals_of_the_second_environment_learn(method: str) -> None:
+    if reason := METHODS[method].missing():
+        pytest.skip(reason)
+    (train, labels), (test, truth) = _cells(300), _cells(60, seed=1)
+    annotator = make(METHODS[method], seed=0, quick=method == "celltypist")
+    annotator.fit(train, labels)
+    predicted = annotator.predict(test)
+    assert (predicted.labels == truth).mean() > 0.9
+    assert ((predicted.confidence > 0) & (predicted.confidence <= 1)).all()
+
+
 def test_cases() -> None:
     full = TASK.cases(Options())
-    assert {case.data for case in full} == {"pbmc68k", "pbmc_facs_zheng2017", "pbmc3k"}
+    assert {case.data for case in full} == set(ANNOTATION)
+    both = {case.data for case in full if "protein" in case.method}
+    assert both == {name for name, data in ANNOTATION.items() if data.multimodal} == {"bmmc_cite_neurips2021_set1"}
     folds = ["/" in case.split for case in full]
     assert folds == sorted(folds)  # folds last
     seeds = {case.seed for case in full if case.method == "cellxpert-mini" and case.split == "given"}

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from benchmarks.registry import Case, Measurement, get_task
-from benchmarks.render import family, markdown, method_table, render
+from benchmarks.render import dot_plot, family, markdown, method_table, render
 from benchmarks.results import ResultFile, rows_of
 from benchmarks.tasks.speed import BARS, judge
 
@@ -29,6 +30,11 @@ def test_mean_sd_and_best_in_bold(tmp_path: Path) -> None:
     assert lines[0] == "| method | accuracy | ece | seconds | peak MiB | runs |"
     assert lines[2] == f"| `ours` | **0.850 ± {np.std(values, ddof=1):.3f}** | 0.100 ± 0.000 | 2.0 | 100 | 3 |"
     assert lines[3] == "| `rival` | 0.700 | **0.050** | 2.0 | 100 | 1 |"
+    lines = method_table(rows, {"accuracy": True}, standard_error=True).splitlines()
+    assert lines[0] == "| method | accuracy | se | seconds | peak MiB | runs |"
+    error = np.std(values, ddof=1) / np.sqrt(3)
+    assert lines[2] == f"| `ours` | **0.850 ± {np.std(values, ddof=1):.3f}** | {error:.3f} | 2.0 | 100 | 3 |"
+    assert lines[3] == "| `rival` | 0.700 | – | 2.0 | 100 | 1 |"
 
 
 def test_missing_metric_is_a_dash(tmp_path: Path) -> None:
@@ -52,6 +58,22 @@ def test_annotation_report_averages_folds_and_keeps_splits_apart(tmp_path: Path)
     assert "commit abc: python 3" in text
     assert "only prove that the code runs" in text
     assert written[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_more_panels_than_fit_into_a_row(tmp_path: Path) -> None:
+    entries = [(f"data{i}", "s", "knn", 0, {"accuracy": 0.5}) for i in range(7)]
+    rows = _file(tmp_path / "t.csv", entries, task="t").frame()
+    (wide, height), (one, low) = (
+        _size(dot_plot(part, ["accuracy"], tmp_path / f"{n}.png", order=["knn"]))
+        for n, part in enumerate((rows, rows[rows["data"] == "data0"]))
+    )
+    assert wide > 4 * (one - 300)  # five of seven side by side
+    assert height > 1.8 * low
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Width and height in the header of a PNG."""
+    return struct.unpack(">II", path.read_bytes()[16:24])
 
 
 def test_speed_report_judges_by_the_bars(tmp_path: Path) -> None:
