@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "EXPERTS",
     "INFO",
     "LABEL",
     "LATENT",
@@ -21,6 +22,8 @@ LATENT = "X_cellxpert"
 """Default ``obsm`` key of the cell vectors, float32 of shape (n_cells, width)."""
 LABEL = "cellxpert_label"
 """Default ``obs`` key of predicted labels, categorical."""
+EXPERTS = "cellxpert_experts"
+"""Default ``obsm`` key of how much each expert reads of a cell, float32 of shape (n_cells, n_experts)."""
 PERTURBED = "cellxpert_perturbed"
 """Default ``layers`` key of predicted expression, and name of the record of a prediction."""
 
