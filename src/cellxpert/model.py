@@ -34,6 +34,7 @@ from cellxpert.tasks.perturb import screen
 from cellxpert.tasks.propagate import with_surroundings
 from cellxpert.tasks.response import PerturbResult
 from cellxpert.tasks.screens import Asked
+from cellxpert.tasks.usage import expert_usage
 
 if TYPE_CHECKING:
     from cellxpert.training.run import Learned
@@ -359,6 +360,51 @@ class CellxPert(SetupMethods, AdapterMethods):
         vectors = self.get_latent(mdata, inplace=False, batch_size=batch_size)
         assert vectors is not None
         return vectors
+
+    def get_expert_usage(
+        self,
+        mdata: Data | None = None,
+        *,
+        key_added: str = keys.EXPERTS,
+        inplace: bool = True,
+        batch_size: int | None = None,
+    ) -> np.ndarray | None:
+        """Compute how much each expert reads of a cell: its share of the gates of the cell's tokens, a mean over encoder layers.
+
+        Expert e of one layer has nothing to do with expert e of another: the columns tell cells apart, not functions.
+
+        Parameters
+        ----------
+        mdata, inplace, batch_size
+            As in :meth:`get_latent`.
+        key_added
+            Entry of ``obsm``.
+
+        Returns
+        -------
+        With ``inplace=False`` a float32 array of shape (n_cells, n_experts) whose rows sum to 1, in the order of ``obs_names``.
+
+        Raises
+        ------
+        NotTrainedError
+            If the model was not trained.
+        ConfigError
+            If its encoder has no experts.
+
+        Notes
+        -----
+        **Writes** ``obsm[key_added]`` (float32) of the object and of each of its modalities, and a record in
+        ``uns["cellxpert_info"]["get_expert_usage"]``.
+        """
+        started = time.perf_counter()
+        data, tokens = self._read(mdata, "get_expert_usage", inplace=inplace)
+        state = self._trained()
+        usage = expert_usage(state.network, exchange.collate(state, tokens), batch_size=batch_size, device=self._device)
+        if not inplace:
+            return usage
+        write_obsm(data, key_added, usage)
+        record(data, "get_expert_usage", key=key_added, entry=self._record(tokens, started))
+        return None
 
     def annotate(
         self,
