@@ -16,7 +16,7 @@ from mudata import MuData
 
 import cellxpert as cx
 from cellxpert.checkpoint import weights_hash
-from cellxpert.errors import AdapterError, CheckpointError, ConfigError, NotTrainedError, OutputExistsError
+from cellxpert.errors import AdapterError, CheckpointError, ConfigError, NotTrainedError, OutputExistsError, ResumeError
 
 LABELS = "bulk_labels"
 
@@ -348,6 +348,20 @@ def test_labels_steer_what_is_below_them_if_asked(base, cells, adapter):
     assert moved == {None: False, 0.0: False, 1.0: True}
     with pytest.raises(ConfigError, match="label_gradient"):
         _tune(_load(base, cells), cells, None, label_gradient=1.5)
+
+
+def test_a_run_of_an_adapter_is_resumed_and_by_no_other_adapter(base, cells, tmp_path):
+    answers = []
+    for folder in (None, tmp_path / "run", tmp_path / "run"):  # the third finds the run finished
+        model = _load(base, cells)
+        model.add_adapter(rank=4)
+        _tune(model, cells, "default", resume=folder)
+        answers.append(_answers(model, cells))
+    assert _equal(answers[0], answers[1])
+    assert _equal(answers[1], answers[2])
+    model.add_adapter("other", rank=2)
+    with pytest.raises(ResumeError, match="adapter differ"):
+        _tune(model, cells, "other", resume=tmp_path / "run")
 
 
 def test_an_adapter_cannot_learn_of_genes_that_were_never_perturbed(screened, knockouts, tmp_path):

@@ -215,8 +215,8 @@ class CellxPert(SetupMethods, AdapterMethods):
         learning_rate
             Peak of the learning rate; by default the preset's for an adapter, else a third of it.
         label_gradient
-            Share of the label objective's gradient that reaches what is below the cell vector; the preset's by default. Above 0
-            labels steer what is learned, and the label head is not fitted to its optimum afterwards.
+            Share of the label objective's gradient that reaches what is below the cell vector; as the model was trained by default.
+            Above 0 labels steer what is learned, and the label head is not fitted to its optimum afterwards.
         max_epochs, accelerator, devices, precision, batch_size, train_size, split_key, early_stopping, seed, resume, progress_bar
             As in :meth:`train`.
 

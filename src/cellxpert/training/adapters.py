@@ -133,7 +133,7 @@ def n_trainable(network: Network, tensors: Mapping[str, Tensor]) -> int:
 
 
 def inject(network: Network, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> Network:
-    """Return a copy of a network in which the adapter and the label head train, and nothing else.
+    """Return a copy of a network, on the CPU, in which the adapter and the label head train, and nothing else.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ def inject(network: Network, config: AdapterConfig, tensors: Mapping[str, Tensor
     config, tensors
         The adapter.
     """
-    injected = copy.deepcopy(network)
+    injected = copy.deepcopy(network).to("cpu")
     free = {name for name, x in injected.named_parameters() if name.startswith(HEAD) and x.requires_grad}
     if config.method == "prompts":
         injected = _with_prompts(injected, tensors[PROMPTS])
