@@ -216,7 +216,7 @@ class CellxPert(SetupMethods, AdapterMethods):
             Peak of the learning rate; by default the preset's for an adapter, else a third of it.
         label_gradient
             Share of the label objective's gradient that reaches what is below the cell vector; as the model was trained by default.
-            Above 0 labels steer what is learned, and the label head is not fitted to its optimum afterwards.
+            Above 0 labels steer what is learned. The label head is fitted to its optimum afterwards in any case.
         max_epochs, accelerator, devices, precision, batch_size, train_size, split_key, early_stopping, seed, resume, progress_bar
             As in :meth:`train`.
 

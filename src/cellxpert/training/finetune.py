@@ -122,6 +122,7 @@ def finetune_network(
         seed=seed,
         fresh=False,
         learned_targets=() if perturbations is None else perturbations.targets,
+        fit_labels=True,  # a few epochs leave a new head far from its optimum
         adapter=adapter,
     )
     if adapter is None:

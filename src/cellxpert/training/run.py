@@ -172,6 +172,7 @@ def learn(
     fresh: bool,
     learned_targets: tuple[str, ...] = (),
     history: pd.DataFrame | None = None,
+    fit_labels: bool = False,
     adapter: AdapterConfig | None = None,
 ) -> Learned:
     """Train a network on the training cells of a split.
@@ -194,6 +195,8 @@ def learn(
         Perturbed genes that it knows; what the others do starts at their observed effects.
     history
         Metrics of earlier epochs.
+    fit_labels
+        Fit the label head to its optimum afterwards, also where labels steer what is below it.
     adapter
         The adapter that trains, with the label head, where nothing else of the network does; what is fitted after training stays too.
     """
@@ -228,6 +231,7 @@ def learn(
         settings=settings,
         arguments=arguments,
         fingerprint=_fingerprint(config, settings, vocabulary, classes, split, arguments) | _said_of(adapter),
+        fit_labels=fit_labels,
         fit_responses=adapter is None,
     )
     if history is not None:
@@ -274,6 +278,7 @@ def _run(
     settings: TrainingConfig,
     arguments: TrainArguments,
     fingerprint: dict[str, object],
+    fit_labels: bool,
     fit_responses: bool,
 ) -> pd.DataFrame:
     collator = Collator(
@@ -314,7 +319,7 @@ def _run(
         progress_bar=arguments.progress_bar,
     )
     history = fit(network, data, settings, weight_C=weight_C, run=run)
-    if codes is not None and config.network.label_gradient == 0:
+    if codes is not None and (fit_labels or config.network.label_gradient == 0):
         refit_label_head(network, collator, rows=rows["train"], codes=codes, label_loss=settings.label_loss)
     if assigned is not None and fit_responses:
         refit_responses(network, tokens, rows=rows["train"], assigned=assigned)
