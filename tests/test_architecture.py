@@ -35,11 +35,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"keys", "config", "batch"},
     "training": {"nn", "data", "config", "batch"},
     "tasks": {"nn", "data", "steering", "metrics", "ontology", "config", "batch"},
-    "checkpoint": {"nn", "data", "config"},
+    "files": set(),
+    "adapters": {"config", "data", "files"},
+    "checkpoint": {"adapters", "nn", "data", "config", "files"},
     "exchange": {"tasks", "checkpoint", "nn", "data", "keys"},
     "base": {"data"},
-    "state": {"checkpoint", "config", "data", "training"},
+    "state": {"adapters", "checkpoint", "config", "data", "training"},
+    "adapting": {"adapters", "checkpoint", "config", "files", "nn", "state", "training"},
     "model": {
+        "adapting",
         "base",
         "batch",
         "checkpoint",
@@ -73,7 +77,7 @@ ONLY_IN = {
     "lightning": {"training", "data/loaders.py"},
     "pytorch_lightning": set(),
     "scvi": set(),
-    "peft": {"training"},
+    "peft": {"training/adapters.py"},
 }
 """Library -> the only units, or files, that may import it."""
 NEVER_AT_MODULE_LEVEL = {

@@ -13,7 +13,16 @@ from typing import Any, Literal
 
 from cellxpert.errors import ConfigError
 
-__all__ = ["PRESETS", "ModelConfig", "NetworkConfig", "SteeringConfig", "TokenConfig", "TrainingConfig", "preset"]
+__all__ = [
+    "PRESETS",
+    "AdapterConfig",
+    "ModelConfig",
+    "NetworkConfig",
+    "SteeringConfig",
+    "TokenConfig",
+    "TrainingConfig",
+    "preset",
+]
 
 HEAD_WIDTH = 64
 """Width of one attention head: 64 is the size that attention kernels are tuned for."""
@@ -105,6 +114,8 @@ class NetworkConfig:
         Share, from 0 to 1, of the label objective's gradient that reaches what is below the cell vector. At 0 the cell
         vector is learned from counts alone, and the label head is fitted to its optimum after training: better where
         labelled cells are few.
+    n_prompts
+        Learned tokens that every cell gets beside its own, read by the encoder alone; 0 for none.
     attention
         ``"auto"``, or one of ``"flash"``, ``"varlen"``, ``"sdpa"``, ``"reference"``.
     """
@@ -124,6 +135,7 @@ class NetworkConfig:
     dropout: float = 0.1
     label_dropout: float = 0.5
     label_gradient: float = 0.0
+    n_prompts: int = 0
     attention: Literal["auto", "flash", "varlen", "sdpa", "reference"] = "auto"
 
     @property
@@ -155,7 +167,8 @@ class NetworkConfig:
             self.feed_forward,
             "use 'experts' or 'dense'",
         )
-        _require(self.n_factors >= 0, "NetworkConfig.n_factors", self.n_factors, "give 0 or more")
+        for name in ("n_factors", "n_prompts"):
+            _require(getattr(self, name) >= 0, f"NetworkConfig.{name}", getattr(self, name), "give 0 or more")
         _require(self.pooling in {"mean", "cls"}, "NetworkConfig.pooling", self.pooling, "use 'mean' or 'cls'")
         _require(0 <= self.label_gradient <= 1, "NetworkConfig.label_gradient", self.label_gradient, "use [0, 1]")
         for name in ("dropout", "label_dropout"):
@@ -323,6 +336,58 @@ class SteeringConfig:
         _require(0 <= self.mix < 1, "SteeringConfig.mix", self.mix, "use [0, 1)")
         _require(self.weight >= 0, "SteeringConfig.weight", self.weight, "give 0 or more")
         _require(self.kappa is None or self.kappa >= 0, "SteeringConfig.kappa", self.kappa, "give 0 or more, or None")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """What an adapter adds to a network: see :meth:`cellxpert.CellxPert.add_adapter`.
+
+    Parameters
+    ----------
+    method
+        ``"lora"``: updates of low rank to chosen weights (Hu et al. 2021). ``"prompts"``: learned tokens beside a cell's own
+        (Lester et al. 2021).
+    rank
+        Rank of an update. An expert's is ``rank / experts_per_token``, at least 1: the experts that read one token share it.
+    alpha
+        Updates are scaled by ``alpha / rank``.
+    targets
+        Weights that are updated, by their full names, or the ends of these.
+    n_prompts
+        Number of learned tokens.
+    """
+
+    method: Literal["lora", "prompts"] = "lora"
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = ()
+    n_prompts: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.method in {"lora", "prompts"}, "AdapterConfig.method", self.method, "use 'lora' or 'prompts'")
+        _require(type(self.rank) is int and self.rank >= 1, "AdapterConfig.rank", self.rank, "give 1 or more")
+        _require(0 < self.alpha < float("inf"), "AdapterConfig.alpha", self.alpha, "give a positive number")
+        least = int(self.method == "prompts")
+        given = type(self.n_prompts) is int and self.n_prompts >= least
+        _require(given, "AdapterConfig.n_prompts", self.n_prompts, f"give {least} or more")
+        object.__setattr__(self, "targets", tuple(self.targets))
+        named = all(isinstance(name, str) for name in self.targets)
+        _require(named, "AdapterConfig.targets", self.targets, "give names of weights")
+        _require(
+            bool(self.targets) == (self.method == "lora"),
+            "AdapterConfig.targets",
+            self.targets,
+            "name weights for 'lora' only",
+        )
+
+    @property
+    def scale(self) -> float:
+        """What updates are multiplied by."""
+        return self.alpha / self.rank
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain values."""
+        return dataclasses.asdict(self) | {"targets": list(self.targets)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 # fmt: off
 __all__ = [
-    "BackedFileError", "CategoryError", "CellxPertError", "CellxPertWarning", "CheckpointError",
+    "AdapterError", "BackedFileError", "CategoryError", "CellxPertError", "CellxPertWarning", "CheckpointError",
     "CheckpointNotFoundError", "CheckpointVersionError", "ConfigError", "ControlError", "DatasetError", "DeviceError",
     "DuplicateNamesError", "EmptyDataError", "FeatureNameError", "FeatureOverlapError", "FewCellsError", "GeneError",
     "InterventionError", "LayerError",
@@ -371,6 +371,13 @@ class OutputExistsError(CellxPertError, FileExistsError):
 
     code = "CX708"
     why = "nothing of yours is overwritten unless you say so."
+
+
+class AdapterError(CellxPertError, ValueError):
+    """An adapter that cannot be used as asked: an unknown or taken name, weights that are not there, another model's base."""
+
+    code = "CX709"
+    why = "an adapter is a small change to the weights of one model, and means nothing for others."
 
 
 # --- data sets that come with the package: CX8.. ---

@@ -28,7 +28,7 @@ LATENT = "X_cellxpert"
 LABEL = "cellxpert_label"
 """Default ``obs`` key of predicted labels, categorical."""
 EXPERTS = "cellxpert_experts"
-"""``obsm`` key of how much of a cell each expert computed, float32 of shape (n_cells, n_experts); rows sum to 1."""
+"""Default ``obsm`` key of how much each expert reads of a cell, float32 of shape (n_cells, n_experts); rows sum to 1."""
 PERTURBED = "cellxpert_perturbed"
 """Default ``layers`` key of predicted expression, and name of the record of a prediction."""
 

@@ -15,8 +15,9 @@ from anndata import AnnData
 from mudata import MuData
 
 from cellxpert import exchange, keys
+from cellxpert.adapting import AdapterMethods
 from cellxpert.base import SetupMethods
-from cellxpert.checkpoint import TrainedState, load_state, weights_hash
+from cellxpert.checkpoint import TrainedState, load_adapters, load_state, weights_hash
 from cellxpert.config import ModelConfig, SteeringConfig
 from cellxpert.config import preset as named_preset
 from cellxpert.data import setup as setups
@@ -26,7 +27,6 @@ from cellxpert.data.tables import table_of
 from cellxpert.data.tokens import Tokens, measured_tokens
 from cellxpert.data.write import record, write_obsm
 from cellxpert.errors import CellxPertWarning, ConfigError
-from cellxpert.state import StateMethods
 from cellxpert.tasks.annotate import annotate
 from cellxpert.tasks.checks import make_screen
 from cellxpert.tasks.embed import embed
@@ -34,6 +34,7 @@ from cellxpert.tasks.perturb import screen
 from cellxpert.tasks.propagate import with_surroundings
 from cellxpert.tasks.response import PerturbResult
 from cellxpert.tasks.screens import Asked
+from cellxpert.tasks.usage import expert_usage
 
 if TYPE_CHECKING:
     from cellxpert.training.run import Learned
@@ -44,7 +45,7 @@ Data = AnnData | MuData
 """What results are written into; a SpatialData stands for its table."""
 
 
-class CellxPert(SetupMethods, StateMethods):
+class CellxPert(SetupMethods, AdapterMethods):
     """One transformer over single-cell multi-omics.
 
     Parameters
@@ -159,10 +160,10 @@ class CellxPert(SetupMethods, StateMethods):
         """
         from cellxpert.training.run import TrainArguments, train_network  # lightning takes seconds to import
 
-        if self._state is not None and self._learned is None:
-            raise ConfigError(
-                "train()", found="a model that was loaded", fix="make a new one: CellxPert(mdata), then train() it"
-            )
+        self._require_no_adapters("train()")
+        if self._state is not None and (self._learned is None or self._learned.network is not self._state.network):
+            found = "a model that was loaded, or one without the adapter that it was fine-tuned with"
+            raise ConfigError("train()", found=found, fix="make a new one: CellxPert(mdata), then train() it")
         setups.validate(self._own_data(), self._setup)  # the object may have changed since its setup
         cells = Cells.open(self._own_data(), self._setup)
         arguments = TrainArguments(
@@ -184,12 +185,14 @@ class CellxPert(SetupMethods, StateMethods):
         self,
         mdata: Data | None = None,
         *,
+        adapter: str | None = None,
         max_epochs: int | None = None,
         accelerator: str = "auto",
         devices: int | str | list[int] = "auto",
         precision: str | None = None,
         batch_size: int | None = None,
         learning_rate: float | None = None,
+        label_gradient: float | None = None,
         train_size: float = 0.9,
         split_key: str | None = None,
         early_stopping: bool = False,
@@ -197,17 +200,23 @@ class CellxPert(SetupMethods, StateMethods):
         resume: str | os.PathLike[str] | None = None,
         progress_bar: bool = True,
     ) -> None:
-        """Go on training all weights of a trained or loaded model, on cells that were set up on their own.
+        """Go on training a trained or loaded model, or an adapter of it, on cells that were set up on their own.
 
         Features and bins stay. Perturbed cells (``perturbation_key`` of the setup) teach what perturbing does; labels other than
-        those that the model knows make the label head anew. The model then belongs to these cells.
+        those that the model, or the adapter, knows make the label head anew. The model then belongs to these cells.
 
         Parameters
         ----------
         mdata
             MuData or AnnData that a setup was recorded in; the model's own by default.
+        adapter
+            Name of the adapter that trains, with a label head of its own, while all other weights stay as they are
+            (:meth:`add_adapter`); it is in use afterwards. None: all weights train, of a model without adapters.
         learning_rate
-            Peak of the learning rate; a third of the preset's by default.
+            Peak of the learning rate; by default the preset's for an adapter, else a third of it.
+        label_gradient
+            Share of the label objective's gradient that reaches what is below the cell vector; as the model was trained by default.
+            Above 0 labels steer what is learned. The label head is fitted to its optimum afterwards in any case.
         max_epochs, accelerator, devices, precision, batch_size, train_size, split_key, early_stopping, seed, resume, progress_bar
             As in :meth:`train`.
 
@@ -215,6 +224,9 @@ class CellxPert(SetupMethods, StateMethods):
         ------
         NotTrainedError
             If the model was not trained.
+        AdapterError
+            If there is no such adapter; if it is to learn of perturbed genes that the model has not seen; or, without ``adapter``,
+            if there are any, which would be left without the weights that they belong to.
         NotSetUpError
             If no setup is recorded in the object.
         FeatureOverlapError
@@ -230,11 +242,18 @@ class CellxPert(SetupMethods, StateMethods):
         from cellxpert.training.finetune import finetune_network
         from cellxpert.training.run import TrainArguments
 
-        state = self._trained()
+        state, own = self._base_state(), None
+        if adapter is None:
+            self._require_no_adapters("finetune()")
+        else:
+            own = self._adapter(adapter)
         data = self._own_data() if mdata is None else table_of(mdata)
         setup = setups.read_setup(data)
         setups.validate(data, setup)
-        rate = self._config.training.learning_rate / 3 if learning_rate is None else learning_rate
+        rate = state.config.training.learning_rate / (3 if own is None else 1)
+        config = state.config.replace(learning_rate=rate if learning_rate is None else learning_rate)
+        if label_gradient is not None:
+            config = config.replace(label_gradient=label_gradient)
         arguments = TrainArguments(
             max_epochs=max_epochs,
             accelerator=accelerator,
@@ -250,16 +269,21 @@ class CellxPert(SetupMethods, StateMethods):
         )
         learned = finetune_network(
             Cells.open(data, setup),
-            state.config.replace(learning_rate=rate),
+            config,
             arguments,
             network=state.network,
             vocabulary=state.vocabulary,
-            labels=state.labels,
+            labels=state.labels if own is None else own.labels,
             perturbations=state.perturbations,
             seed=self._seed,
+            adapter=None if own is None else own.config,
+            tensors=None if own is None else own.tensors,
         )
         self._data, self._setup = data, setup
-        self._settle(learned)
+        if own is None:
+            self._settle(learned)
+        else:
+            self._settle_adapter(own, learned)
 
     def _settle(self, learned: Learned) -> None:
         """Make what was learned the model's state."""
@@ -336,6 +360,51 @@ class CellxPert(SetupMethods, StateMethods):
         vectors = self.get_latent(mdata, inplace=False, batch_size=batch_size)
         assert vectors is not None
         return vectors
+
+    def get_expert_usage(
+        self,
+        mdata: Data | None = None,
+        *,
+        key_added: str = keys.EXPERTS,
+        inplace: bool = True,
+        batch_size: int | None = None,
+    ) -> np.ndarray | None:
+        """Compute how much each expert reads of a cell: its share of the gates of the cell's tokens, a mean over encoder layers.
+
+        Expert e of one layer has nothing to do with expert e of another: the columns tell cells apart, not functions.
+
+        Parameters
+        ----------
+        mdata, inplace, batch_size
+            As in :meth:`get_latent`.
+        key_added
+            Entry of ``obsm``.
+
+        Returns
+        -------
+        With ``inplace=False`` a float32 array of shape (n_cells, n_experts) whose rows sum to 1, in the order of ``obs_names``.
+
+        Raises
+        ------
+        NotTrainedError
+            If the model was not trained.
+        ConfigError
+            If its encoder has no experts.
+
+        Notes
+        -----
+        **Writes** ``obsm[key_added]`` (float32) of the object and of each of its modalities, and a record in
+        ``uns["cellxpert_info"]["get_expert_usage"]``.
+        """
+        started = time.perf_counter()
+        data, tokens = self._read(mdata, "get_expert_usage", inplace=inplace)
+        state = self._trained()
+        usage = expert_usage(state.network, exchange.collate(state, tokens), batch_size=batch_size, device=self._device)
+        if not inplace:
+            return usage
+        write_obsm(data, key_added, usage)
+        record(data, "get_expert_usage", key=key_added, entry=self._record(tokens, started))
+        return None
 
     def annotate(
         self,
@@ -547,7 +616,7 @@ class CellxPert(SetupMethods, StateMethods):
 
     @classmethod
     def load(cls, dir_path: str | os.PathLike[str], mdata: Data | None = None) -> CellxPert:
-        """Read a model that :meth:`save` wrote.
+        """Read a model that :meth:`save` wrote, with its adapters.
 
         Parameters
         ----------
@@ -564,8 +633,10 @@ class CellxPert(SetupMethods, StateMethods):
         state, mdata = load_state(dir_path), table_of(mdata)
         model = cls.__new__(cls)
         model._data, model._config, model._seed = mdata, state.config, state.seed
-        model._setup = state.setup if mdata is None else setups.query_setup(state.setup, mdata)
         model._state, model._learned, model._device = state, None, "cpu"
+        model._take_adapters(*load_adapters(dir_path))
+        setup = model._trained().setup
+        model._setup = setup if mdata is None else setups.query_setup(setup, mdata)
         return model
 
     # --- inside ---
@@ -586,4 +657,5 @@ class CellxPert(SetupMethods, StateMethods):
         return embed(state.network, exchange.collate(state, tokens), batch_size=batch_size, device=self._device)
 
     def _record(self, tokens: Tokens, started: float) -> dict[str, Any]:
-        return exchange.describe(self._trained(), tokens, started=started, device=self._device)
+        entry = exchange.describe(self._trained(), tokens, started=started, device=self._device)
+        return entry if self._active is None else entry | {"adapter": self._active}

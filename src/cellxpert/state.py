@@ -8,6 +8,7 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
+from cellxpert.adapters import Adapter
 from cellxpert.checkpoint import TrainedState, save_state
 from cellxpert.config import ModelConfig
 from cellxpert.data import setup as setups
@@ -25,6 +26,10 @@ class StateMethods:
     _config: ModelConfig
     _state: TrainedState | None
     _device: str
+    _adapters: tuple[Adapter, ...] = ()
+    _active: str | None = None
+    _base: TrainedState | None = None
+    """What is adapted, where an adapter is in use."""
 
     def view_setup(self) -> str:
         """Return what the model reads: roles, layers, features, labels, and the cells of each modality in each batch."""
@@ -74,7 +79,7 @@ class StateMethods:
             self._state.network.to(device)
 
     def save(self, dir_path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-        """Write the model to a folder of JSON and safetensors; the data are not saved.
+        """Write the model and its adapters to a folder of JSON and safetensors; the data are not saved.
 
         Parameters
         ----------
@@ -90,7 +95,8 @@ class StateMethods:
         OutputExistsError
             If the folder is there.
         """
-        save_state(self._trained(), dir_path, overwrite=overwrite)
+        base = self._base_state()
+        save_state(base, dir_path, overwrite=overwrite, adapters=self._adapters, active=self._active)
 
     def __repr__(self) -> str:
         network = self._config.network
@@ -104,7 +110,14 @@ class StateMethods:
         state = self._state
         lines.append(f"trained {len(state.history)} epochs: {state.network.n_parameters():,} parameters")
         lines.append(f"features: {state.vocabulary.n_features}; labels: {len(state.labels)}")
+        if self._adapters:
+            names = ", ".join(adapter.name for adapter in self._adapters)
+            lines.append(f"adapters: {names}; in use: {self._active or 'none'}")
         return "\n".join(lines)
+
+    def _base_state(self) -> TrainedState:
+        """The model itself, whatever adapter is in use."""
+        return self._trained() if self._base is None else self._base
 
     def _trained(self) -> TrainedState:
         if self._state is None:

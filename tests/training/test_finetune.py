@@ -82,6 +82,22 @@ def test_other_labels_make_the_head_anew(model, cells, tmp_path):
     assert set(tuned.annotate(inplace=False)["label"]) <= {"a", "b"}
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_the_label_head_is_fitted_afterwards_whether_labels_steer_or_not(model, cells, tmp_path, share):
+    """At the optimum of its penalised objective, whose gradient vanishes: checked on the intercepts, which have no penalty."""
+    own = cells.copy()
+    own.obs["kind"] = np.where(own.obs["cell_type"] == "type_0", "a", "b")
+    cx.CellxPert.setup_anndata(own, labels_key="kind")
+    tuned = _copy(model, tmp_path)
+    tuned.finetune(own, max_epochs=1, train_size=1.0, label_gradient=share, progress_bar=False)
+    assert tuned._trained().network.labels.magnitude.weight.any()
+    proba = tuned.annotate(inplace=False, return_proba=True, unknown=False).to_numpy()
+    known = np.stack([own.obs["kind"] == "a", own.obs["kind"] == "b"], axis=1)
+    weight = 1 / known.sum(axis=0)  # labels weigh alike
+    residual = ((proba - known) * (known @ weight)[:, None]).sum(axis=0)
+    np.testing.assert_allclose(residual, 0, atol=1e-3)
+
+
 def test_only_a_trained_model_is_fine_tuned_and_only_on_cells_that_were_set_up(model, cells, tmp_path):
     own = cells.copy()
     with pytest.raises(cx.errors.NotSetUpError):

@@ -46,9 +46,12 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList([EncoderBlock(config) for _ in range(config.encoder_layers)])
         self.norm = norm(config.width)
 
-    def forward(self, x_TD: Tensor, layout: Layout) -> tuple[Tensor, tuple[RouterStats, ...]]:
-        """Return the tokens after the final norm, and the routers' statistics over all tokens but [CLS]."""
-        counted_T = layout.offset_T > 0
+    def forward(
+        self, x_TD: Tensor, layout: Layout, counted_T: Tensor | None = None
+    ) -> tuple[Tensor, tuple[RouterStats, ...]]:
+        """Return the tokens after the final norm, and the routers' statistics over those that count: all but [CLS] if None."""
+        if counted_T is None:
+            counted_T = layout.offset_T > 0
         routers = []
         for block in self.blocks:
             x_TD, stats = block(x_TD, layout, counted_T)

@@ -3,8 +3,8 @@
 Notable choices: pre-norm blocks without biases, heads of 64, sparse experts in the encoder only, a decoder whose queries and
 values are isolated from one another, all weights drawn in one place from one generator.
 
-Shape suffixes: B cells, T tokens of all cells end to end, L tokens of the longest cell, Q queries, M movable values,
-D width, K bins, C labels, V features.
+Shape suffixes: B cells, T tokens of all cells end to end, W the same with prompts, L tokens of the longest cell, Q queries,
+M movable values, D width, K bins, C labels, V features.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from cellxpert.nn.embedding import Embedding
 from cellxpert.nn.encoder import Encoded, Encoder
 from cellxpert.nn.factors import Evidence, Factors
 from cellxpert.nn.heads import BinHead, LabelHead
+from cellxpert.nn.prompts import Prompts
 from cellxpert.nn.surroundings import Surroundings
 
 __all__ = ["Network"]
@@ -100,6 +101,7 @@ class Network(nn.Module):
                 if n_labels
                 else None
             )
+            self.prompts = Prompts(config.n_prompts, width) if config.n_prompts else None
         _draw_weights(self, generator if generator is not None else torch.Generator().manual_seed(0))
 
     @classmethod
@@ -151,7 +153,12 @@ class Network(nn.Module):
             around_BD = self.surroundings(batch.place_BX, batch.image_BF, blank_B=batch.blank_B)
             if around_BD is not None:
                 tokens_TD = tokens_TD.index_add(0, layout.start_B, around_BD.to(tokens_TD.dtype))
-        tokens_TD, routers = self.encoder(tokens_TD, layout)
+        if self.prompts is None:
+            tokens_TD, routers = self.encoder(tokens_TD, layout)
+        else:
+            prompted = self.prompts(tokens_TD, layout)
+            tokens_WD, routers = self.encoder(prompted.tokens_WD, prompted.layout, prompted.counted_W)
+            tokens_TD = tokens_WD[prompted.own_T]
         cell_BD = self.cell(tokens_TD, layout, feature_T=ids[0], bin_T=ids[1])
         label_BC = None
         if self.labels is not None:
@@ -274,7 +281,7 @@ def _draw_weights(network: Network, generator: torch.Generator) -> None:
 
     =========================================  =====================================================================
     norms                                      1
-    embeddings, queries                        normal, EMBEDDING_STD
+    embeddings, queries, prompts               normal, EMBEDDING_STD
     projections into a branch (q, k, v, up)    normal, 1 / sqrt(fan in)
     projections out of it (out, down)          the same / sqrt(2 * layers of this stack), so the stream does not grow
     routers                                    0: the noise alone chooses at first, evenly (Shazeer et al. 2017)
@@ -313,7 +320,7 @@ def _draw_weights(network: Network, generator: torch.Generator) -> None:
                 nn.init.zeros_(weight)
         elif part in {"cell_queries", "factors"} and leaf == "weight" and owner in {"gain", "read", "answer", "zero"}:
             nn.init.normal_(weight, std=0.02, generator=generator)
-        elif part == "embedding":
+        elif part in {"embedding", "prompts"}:
             nn.init.normal_(weight, std=EMBEDDING_STD, generator=generator)
         elif part in {"bins", "labels"}:
             nn.init.normal_(weight, std=0.02, generator=generator)

@@ -6,16 +6,20 @@ Shape suffixes: as in :mod:`cellxpert.nn.network`.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from cellxpert.config import ModelConfig
+from cellxpert.config import AdapterConfig, ModelConfig
 from cellxpert.data.cells import Cells
 from cellxpert.data.perturbations import Perturbations
 from cellxpert.data.vocabulary import Vocabulary
-from cellxpert.errors import CellxPertWarning
+from cellxpert.errors import AdapterError, CellxPertWarning
 from cellxpert.nn.network import Network
+from cellxpert.training.adapters import HEAD, inject, merged, require_same_answers, tensors_of
 from cellxpert.training.run import (
     Learned,
     TrainArguments,
@@ -41,10 +45,12 @@ def finetune_network(
     labels: tuple[str, ...],
     perturbations: Perturbations | None,
     seed: int,
+    adapter: AdapterConfig | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> Learned:
     """Train on an object with the features, bins and weights of a trained network.
 
-    All weights learn. Labels and perturbed genes that the network knows keep theirs; what perturbing other genes does begins at the
+    All weights learn, or an adapter and the label head alone. Labels and perturbed genes that the network knows keep theirs; what perturbing other genes does begins at the
     observed effects; with other labels than before the label head is made anew.
 
     Parameters
@@ -59,6 +65,17 @@ def finetune_network(
         What was learned before. The network is copied, not changed.
     seed
         Seed of new weights and of the split.
+    adapter, tensors
+        An adapter of the network, and what it was before; ``labels`` are its labels.
+
+    Returns
+    -------
+    What was learned; with an adapter its tensors, and as network the base with the adapter merged into it.
+
+    Raises
+    ------
+    AdapterError
+        If an adapter is to learn of perturbed genes that the network has not seen.
 
     Warns
     -----
@@ -73,7 +90,11 @@ def finetune_network(
     classes = labels if set(found) <= set(labels) else found
     if text := unlearned(column, classes, unlabeled):
         warnings.warn(text, CellxPertWarning, stacklevel=3)
-    known = _together(perturbations, perturbations_of(cells, train_rows, config))
+    here = perturbations_of(cells, train_rows, config)
+    if adapter is not None:
+        _require_known(here, perturbations)
+        here = None
+    known = _together(perturbations, here)
     tuned = Network.from_config(
         config,
         feature_modality=vocabulary.role_of_feature.tolist(),
@@ -83,8 +104,13 @@ def finetune_network(
         n_targets=0 if known is None else len(known.targets),
         seed=seed,
     )
-    _take_over(tuned, network, same_labels=classes == labels, before=perturbations, now=known)
-    return learn(
+    _take_over(tuned, network, same_labels=adapter is None and classes == labels, before=perturbations, now=known)
+    base = tuned
+    if adapter is not None and tensors is not None:
+        same_head = classes == labels
+        tensors = {name: x for name, x in tensors.items() if same_head or not name.startswith(HEAD)}
+        tuned = inject(base, adapter, tensors)
+    learned = learn(
         cells,
         config,
         arguments,
@@ -96,7 +122,27 @@ def finetune_network(
         seed=seed,
         fresh=False,
         learned_targets=() if perturbations is None else perturbations.targets,
+        fit_labels=True,  # a few epochs leave a new head far from its optimum
+        adapter=adapter,
     )
+    if adapter is None:
+        return learned
+    require_same_answers(tuned, base, adapter)
+    found = tensors_of(tuned)
+    return replace(learned, network=merged(base, adapter, found), tensors=found)
+
+
+def _require_known(here: Perturbations | None, before: Perturbations | None) -> None:
+    """An adapter changes no table of perturbed genes."""
+    if here is None:
+        return
+    new = sorted({*here.targets} - {*(() if before is None else before.targets)})
+    if new:
+        raise AdapterError(
+            "finetune(adapter=)",
+            found=f"perturbations of {len(new)} genes that the base has not seen: {new[:5]}",
+            fix="fine-tune all weights on these cells, model.finetune(mdata), and add the adapter then; or set up no perturbation_key",
+        )
 
 
 def _together(before: Perturbations | None, now: Perturbations | None) -> Perturbations | None:

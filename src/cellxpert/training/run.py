@@ -8,14 +8,16 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from torch import Tensor
 
 from cellxpert.batch import IGNORE
-from cellxpert.config import ModelConfig, TrainingConfig
+from cellxpert.config import AdapterConfig, ModelConfig, TrainingConfig
 from cellxpert.data.cells import Cells
 from cellxpert.data.collate import Collator
 from cellxpert.data.loaders import CellDataModule
@@ -76,7 +78,7 @@ class TrainArguments:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Learned:
-    """What a run leaves behind. ``split`` says for each cell of the object which of ``PARTS`` it was in."""
+    """What a run leaves behind. ``split`` says for each cell of the object which of ``PARTS`` it was in, ``tensors`` what an adapter is."""
 
     network: Network
     vocabulary: Vocabulary
@@ -84,6 +86,7 @@ class Learned:
     history: pd.DataFrame
     split: pd.Series
     perturbations: Perturbations | None = None
+    tensors: Mapping[str, Tensor] | None = None
 
 
 def train_network(
@@ -169,6 +172,8 @@ def learn(
     fresh: bool,
     learned_targets: tuple[str, ...] = (),
     history: pd.DataFrame | None = None,
+    fit_labels: bool = False,
+    adapter: AdapterConfig | None = None,
 ) -> Learned:
     """Train a network on the training cells of a split.
 
@@ -190,7 +195,13 @@ def learn(
         Perturbed genes that it knows; what the others do starts at their observed effects.
     history
         Metrics of earlier epochs.
+    fit_labels
+        Fit the label head to its optimum afterwards, also where labels steer what is below it.
+    adapter
+        The adapter that trains, with the label head, where nothing else of the network does; what is fitted after training stays too.
     """
+    if network.labels is not None:
+        network.labels.gradient = config.network.label_gradient
     rows = {part: np.flatnonzero(split.to_numpy() == part) for part in PARTS}
     if arguments.early_stopping and not len(rows["validation"]):
         raise ConfigError("train(early_stopping=True)", found="no validation cells", fix="pass train_size=0.9")
@@ -219,7 +230,9 @@ def learn(
         config=config,
         settings=settings,
         arguments=arguments,
-        fingerprint=_fingerprint(config, settings, vocabulary, classes, split, arguments),
+        fingerprint=_fingerprint(config, settings, vocabulary, classes, split, arguments) | _said_of(adapter),
+        fit_labels=fit_labels,
+        fit_responses=adapter is None,
     )
     if history is not None:
         told.index = told.index + len(history)
@@ -265,6 +278,8 @@ def _run(
     settings: TrainingConfig,
     arguments: TrainArguments,
     fingerprint: dict[str, object],
+    fit_labels: bool,
+    fit_responses: bool,
 ) -> pd.DataFrame:
     collator = Collator(
         tokens,
@@ -304,9 +319,9 @@ def _run(
         progress_bar=arguments.progress_bar,
     )
     history = fit(network, data, settings, weight_C=weight_C, run=run)
-    if codes is not None and config.network.label_gradient == 0:
+    if codes is not None and (fit_labels or config.network.label_gradient == 0):
         refit_label_head(network, collator, rows=rows["train"], codes=codes, label_loss=settings.label_loss)
-    if assigned is not None:
+    if assigned is not None and fit_responses:
         refit_responses(network, tokens, rows=rows["train"], assigned=assigned)
     return history
 
@@ -377,3 +392,7 @@ def _fingerprint(
         "seed": arguments.seed,
         "early_stopping": arguments.early_stopping,
     }
+
+
+def _said_of(adapter: AdapterConfig | None) -> dict[str, object]:
+    return {} if adapter is None else {"adapter": adapter.to_dict()}

@@ -1,0 +1,163 @@
+"""An adapter: a small change to the weights of one model, with labels of its own; and the folder that keeps it.
+
+The folder holds ``config.json`` and ``adapter.safetensors``, written and checked as a saved model is (:mod:`cellxpert.files`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import safetensors.torch
+from torch import Tensor
+
+from cellxpert.config import AdapterConfig
+from cellxpert.data.record import Setup
+from cellxpert.errors import AdapterError, CheckpointError, CheckpointNotFoundError, ConfigError, NotSetUpError
+from cellxpert.files import (
+    CONFIG,
+    check_file,
+    check_format,
+    history_table,
+    history_values,
+    label_names,
+    read_json,
+    read_tensors,
+    sha256,
+    write_json,
+)
+
+__all__ = [
+    "FORMAT_VERSION",
+    "Adapter",
+    "AdapterSummary",
+    "read_adapter",
+    "require_name",
+    "write_adapter",
+]
+
+FORMAT_VERSION = 1
+"""Version of the folder's layout; readers refuse newer ones."""
+_TENSORS = "adapter.safetensors"
+_MODEL = "CellxPert adapter"
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Adapter:
+    """All that an adapter is."""
+
+    name: str
+    config: AdapterConfig
+    tensors: Mapping[str, Tensor]
+    """What it adds to the base, and the whole label head (``labels.``), by name; on the CPU."""
+    labels: tuple[str, ...]
+    setup: Setup
+    """Setup of the cells that it was trained on; the base's before."""
+    history: pd.DataFrame
+    """Metrics of its training; empty before."""
+    base_hash: str
+    """Hash of the base's weights."""
+    vocabulary_hash: str
+
+
+@dataclass(frozen=True)
+class AdapterSummary:
+    """How much of a model an adapter trains.
+
+    Parameters
+    ----------
+    name
+        The adapter.
+    n_trainable
+        Parameters that train: the adapter's, and those of the label head.
+    n_parameters
+        All parameters, the adapter's included.
+    """
+
+    name: str
+    n_trainable: int
+    n_parameters: int
+
+    @property
+    def share(self) -> float:
+        """Share of the parameters that train."""
+        return self.n_trainable / self.n_parameters
+
+    def __repr__(self) -> str:
+        return (
+            f"adapter {self.name!r}: {self.n_trainable:,} of {self.n_parameters:,} parameters train "
+            f"({100 * self.share:.2f} %)"
+        )
+
+
+def require_name(name: object) -> str:
+    """Return a name, if it can be one: it is also the name of a folder.
+
+    Raises
+    ------
+    AdapterError
+        If it cannot.
+    """
+    if isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}", name):
+        return name
+    raise AdapterError("name of an adapter", found=repr(name), fix="use letters, digits, '_', '-' and '.'")
+
+
+def write_adapter(adapter: Adapter, folder: Path) -> None:
+    """Write an adapter into a folder that exists."""
+    from importlib.metadata import version
+
+    safetensors.torch.save_file(dict(adapter.tensors), folder / _TENSORS)
+    config = {
+        "format_version": FORMAT_VERSION,
+        "model": _MODEL,
+        "cellxpert_version": version("cellxpert"),
+        "name": adapter.name,
+        "adapter": adapter.config.to_dict(),
+        "labels": list(adapter.labels),
+        "setup": adapter.setup.to_dict(),
+        "base_hash": adapter.base_hash,
+        "vocabulary_hash": adapter.vocabulary_hash,
+        "history": history_values(adapter.history),
+        "sha256": {_TENSORS: sha256(folder / _TENSORS)},
+    }
+    write_json(folder / CONFIG, config)
+
+
+def read_adapter(folder: Path) -> Adapter:
+    """Read an adapter that :func:`write_adapter` wrote.
+
+    Raises
+    ------
+    CheckpointNotFoundError
+        If the folder or one of its files is missing.
+    CheckpointVersionError
+        If the format is newer than this version reads, or the folder holds something else.
+    CheckpointError
+        If a file is damaged.
+    """
+    for name in (CONFIG, _TENSORS):
+        if not (folder / name).is_file():
+            fix = "give the folder that model.save_adapter() wrote"
+            raise CheckpointNotFoundError(str(folder), found=f"no file {name!r} there", fix=fix)
+    config = read_json(folder / CONFIG)
+    check_format(folder, config, model=_MODEL, version=FORMAT_VERSION)
+    try:
+        check_file(folder / _TENSORS, config["sha256"][_TENSORS])
+        read = {
+            "name": require_name(config["name"]),
+            "config": AdapterConfig(**config["adapter"]),
+            "labels": label_names(config["labels"]),
+            "setup": Setup.from_dict(config["setup"]),
+            "history": history_table(config["history"]),
+            "base_hash": str(config["base_hash"]),
+            "vocabulary_hash": str(config["vocabulary_hash"]),
+        }
+    except (AttributeError, KeyError, TypeError, ValueError, NotSetUpError) as error:
+        if isinstance(error, AdapterError | CheckpointError | ConfigError):
+            raise
+        raise CheckpointError(str(folder / CONFIG), found=repr(error), fix="save the adapter again") from error
+    return Adapter(tensors=read_tensors(folder / _TENSORS), **read)
