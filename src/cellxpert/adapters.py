@@ -15,18 +15,23 @@ import safetensors.torch
 from torch import Tensor
 
 from cellxpert.config import AdapterConfig
+from cellxpert.data.calibration import Calibration
+from cellxpert.data.cell_types import Components
 from cellxpert.data.record import Setup
 from cellxpert.errors import AdapterError, CheckpointError, CheckpointNotFoundError, ConfigError, NotSetUpError
 from cellxpert.files import (
+    CALIBRATION,
     CONFIG,
     check_file,
     check_format,
     history_table,
     history_values,
     label_names,
+    read_arrays,
     read_json,
     read_tensors,
     sha256,
+    write_arrays,
     write_json,
 )
 
@@ -61,6 +66,8 @@ class Adapter:
     base_hash: str
     """Hash of the base's weights."""
     vocabulary_hash: str
+    calibration: Calibration | None = None
+    """What its labels can be trusted with."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +113,16 @@ def require_name(name: object) -> str:
     raise AdapterError("name of an adapter", found=repr(name), fix="use letters, digits, '_', '-' and '.'")
 
 
-def write_adapter(adapter: Adapter, folder: Path) -> None:
-    """Write an adapter into a folder that exists."""
+def write_adapter(adapter: Adapter, folder: Path, *, components: Components | None) -> None:
+    """Write an adapter into a folder that exists; ``components`` are the base's, which are not written twice."""
     from importlib.metadata import version
 
     safetensors.torch.save_file(dict(adapter.tensors), folder / _TENSORS)
+    files, calibration = [_TENSORS], adapter.calibration
+    if calibration is not None:
+        own = calibration.types.components is not components
+        write_arrays(folder / CALIBRATION, calibration.to_arrays(components=own))
+        files.append(CALIBRATION)
     config = {
         "format_version": FORMAT_VERSION,
         "model": _MODEL,
@@ -122,13 +134,14 @@ def write_adapter(adapter: Adapter, folder: Path) -> None:
         "base_hash": adapter.base_hash,
         "vocabulary_hash": adapter.vocabulary_hash,
         "history": history_values(adapter.history),
-        "sha256": {_TENSORS: sha256(folder / _TENSORS)},
+        "calibration": None if calibration is None else calibration.to_dict(),
+        "sha256": {name: sha256(folder / name) for name in files},
     }
     write_json(folder / CONFIG, config)
 
 
-def read_adapter(folder: Path) -> Adapter:
-    """Read an adapter that :func:`write_adapter` wrote.
+def read_adapter(folder: Path, *, components: Components | None) -> Adapter:
+    """Read an adapter that :func:`write_adapter` wrote, with the same ``components``.
 
     Raises
     ------
@@ -146,7 +159,13 @@ def read_adapter(folder: Path) -> Adapter:
     config = read_json(folder / CONFIG)
     check_format(folder, config, model=_MODEL, version=FORMAT_VERSION)
     try:
-        check_file(folder / _TENSORS, config["sha256"][_TENSORS])
+        for name in (_TENSORS, CALIBRATION):
+            if name == _TENSORS or config["calibration"] is not None:
+                check_file(folder / name, config["sha256"][name])
+        calibration = None
+        if config["calibration"] is not None:
+            arrays = read_arrays(folder / CALIBRATION)
+            calibration = Calibration.of(config["calibration"], arrays, components=components)
         read = {
             "name": require_name(config["name"]),
             "config": AdapterConfig(**config["adapter"]),
@@ -155,6 +174,7 @@ def read_adapter(folder: Path) -> Adapter:
             "history": history_table(config["history"]),
             "base_hash": str(config["base_hash"]),
             "vocabulary_hash": str(config["vocabulary_hash"]),
+            "calibration": calibration,
         }
     except (AttributeError, KeyError, TypeError, ValueError, NotSetUpError) as error:
         if isinstance(error, AdapterError | CheckpointError | ConfigError):

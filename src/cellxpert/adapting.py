@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from cellxpert.adapters import Adapter, AdapterSummary, read_adapter, require_name, write_adapter
-from cellxpert.checkpoint import TrainedState, weights_hash
+from cellxpert.checkpoint import TrainedState, components_of, weights_hash
 from cellxpert.config import AdapterConfig, ModelConfig
 from cellxpert.errors import AdapterError, ConfigError
 from cellxpert.files import folder_of, staged_folder
@@ -112,6 +112,7 @@ class AdapterMethods(StateMethods):
             history=base.history.iloc[:0],
             base_hash=weights_hash(base.network),
             vocabulary_hash=base.vocabulary.hash(),
+            calibration=base.calibration,
         )
         self._adapters = (*self._adapters, adapter)
         return self._summary(adapter)
@@ -199,7 +200,7 @@ class AdapterMethods(StateMethods):
         adapter = self._adapter_or_only(name, "save_adapter")
         target = folder_of(dir_path, "save_adapter")
         with staged_folder(target, overwrite=overwrite, marker="adapter.safetensors", what="saved adapter") as folder:
-            write_adapter(adapter, folder)
+            write_adapter(adapter, folder, components=components_of(self._base_state()))
 
     def load_adapter(self, dir_path: str | os.PathLike[str], *, name: str | None = None) -> AdapterSummary:
         """Read an adapter that :meth:`save_adapter` wrote, and use it.
@@ -225,7 +226,7 @@ class AdapterMethods(StateMethods):
             If the folder is missing, damaged, or of a newer format.
         """
         base = self._base_state()
-        adapter = read_adapter(folder_of(dir_path, "load_adapter"))
+        adapter = read_adapter(folder_of(dir_path, "load_adapter"), components=components_of(base))
         if name is not None:
             adapter = replace(adapter, name=name)
         self._require_free(adapter.name, "load_adapter")
@@ -287,7 +288,12 @@ class AdapterMethods(StateMethods):
         assert learned.tensors is not None
         base = self._base_state()
         tuned = replace(
-            adapter, tensors=learned.tensors, labels=learned.labels, setup=self._setup, history=learned.history
+            adapter,
+            tensors=learned.tensors,
+            labels=learned.labels,
+            setup=self._setup,
+            history=learned.history,
+            calibration=learned.calibration,
         )
         self._adapters = tuple(tuned if other is adapter else other for other in self._adapters)
         self._learned = learned
@@ -314,7 +320,13 @@ def _state_of(base: TrainedState, adapter: Adapter, network: Network) -> Trained
     if adapter.config.method == "prompts":
         config = config.replace(n_prompts=adapter.config.n_prompts)
     return replace(
-        base, config=config, setup=adapter.setup, labels=adapter.labels, network=network, history=adapter.history
+        base,
+        config=config,
+        setup=adapter.setup,
+        labels=adapter.labels,
+        network=network,
+        history=adapter.history,
+        calibration=adapter.calibration,
     )
 
 

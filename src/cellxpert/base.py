@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
 from cellxpert.data import setup as setups
 from cellxpert.data.tables import region_key, require_coordinates, table_of
+from cellxpert.terms import name_terms
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -32,6 +34,7 @@ class SetupMethods:
         batch_key: str | None = None,
         labels_key: str | None = None,
         unlabeled_category: str = "Unknown",
+        label_terms: str | Mapping[str, str] | pd.DataFrame | None = None,
         perturbation_key: str | None = None,
         control_category: str = "control",
         perturbation_type: str = "knockout",
@@ -56,6 +59,10 @@ class SetupMethods:
             Columns of ``obs`` with batches and labels.
         unlabeled_category
             Label of cells whose type is not known.
+        label_terms
+            What labels mean, as terms of the Cell Ontology: ``"auto"`` finds them by name, a mapping (or the table that
+            ``cellxpert.ontology.match_labels`` returns) gives them. A cell with a coarse label ("T cell") may then be of any finer
+            label ("CD8 T cell") in training, and predicted labels have terms. None: labels are names, and exclude one another.
         perturbation_key, control_category, perturbation_type
             Column of ``obs`` with the condition of each cell: ``control_category``, or the genes that were set, joined
             by ``"+"``; and what was done to them: ``"knockout"``, ``"knockdown"`` or ``"overexpression"``. Training then
@@ -106,6 +113,7 @@ class SetupMethods:
                 image_key=image_key,
             ),
         )
+        name_terms(mdata, label_terms)
 
     @classmethod
     def setup_anndata(
@@ -117,6 +125,7 @@ class SetupMethods:
         batch_key: str | None = None,
         labels_key: str | None = None,
         unlabeled_category: str = "Unknown",
+        label_terms: str | Mapping[str, str] | pd.DataFrame | None = None,
         perturbation_key: str | None = None,
         control_category: str = "control",
         perturbation_type: str = "knockout",
@@ -137,7 +146,7 @@ class SetupMethods:
             Role of its matrix: ``"rna"``, ``"atac"`` or ``"protein"``.
         layer
             Layer that holds the counts; None for ``X``.
-        batch_key, labels_key, unlabeled_category, perturbation_key, control_category, perturbation_type, counts
+        batch_key, labels_key, unlabeled_category, label_terms, perturbation_key, control_category, perturbation_type, counts
             As in :meth:`setup_mudata`.
         spatial_key, library_key, neighbors_key, n_neighbors, image_key
             As in :meth:`setup_mudata`.
@@ -170,6 +179,7 @@ class SetupMethods:
                 image_key=image_key,
             ),
         )
+        name_terms(adata, label_terms)
 
     @classmethod
     def setup_spatialdata(
@@ -182,6 +192,7 @@ class SetupMethods:
         batch_key: str | None = None,
         labels_key: str | None = None,
         unlabeled_category: str = "Unknown",
+        label_terms: str | Mapping[str, str] | pd.DataFrame | None = None,
         perturbation_key: str | None = None,
         control_category: str = "control",
         perturbation_type: str = "knockout",
@@ -207,7 +218,7 @@ class SetupMethods:
             ``obsm`` array of the table with coordinates, all in one coordinate system; None for none.
         library_key
             Column with the section of each cell; by default the table's ``region_key``, if it names several regions.
-        modality, layer, batch_key, labels_key, unlabeled_category, perturbation_key, control_category, perturbation_type, counts
+        modality, layer, batch_key, labels_key, unlabeled_category, label_terms, perturbation_key, control_category, perturbation_type, counts
             As in :meth:`setup_anndata`.
         neighbors_key, n_neighbors, image_key
             As in :meth:`setup_mudata`.
@@ -249,3 +260,4 @@ class SetupMethods:
                 image_key=image_key,
             ),
         )
+        name_terms(table, label_terms)

@@ -18,6 +18,8 @@ import torch
 
 from cellxpert.adapters import Adapter, read_adapter, require_name, write_adapter
 from cellxpert.config import ModelConfig
+from cellxpert.data.calibration import Calibration
+from cellxpert.data.cell_types import Components
 from cellxpert.data.perturbations import Perturbations
 from cellxpert.data.record import Setup
 from cellxpert.data.vocabulary import Vocabulary
@@ -29,24 +31,35 @@ from cellxpert.errors import (
     VocabularyError,
 )
 from cellxpert.files import (
+    CALIBRATION,
     check_file,
     check_format,
     folder_of,
     history_table,
     history_values,
     label_names,
+    read_arrays,
     read_json,
     read_tensors,
     sha256,
     staged_folder,
+    write_arrays,
     write_json,
 )
 from cellxpert.nn.network import Network
 
-__all__ = ["FORMAT_VERSION", "TrainedState", "load_adapters", "load_state", "save_state", "weights_hash"]
+__all__ = [
+    "FORMAT_VERSION",
+    "TrainedState",
+    "components_of",
+    "load_adapters",
+    "load_state",
+    "save_state",
+    "weights_hash",
+]
 
-FORMAT_VERSION = 1
-"""Version of the folder's layout; readers refuse newer ones."""
+FORMAT_VERSION = 2
+"""Version of the folder's layout; readers refuse newer ones. Since 2 there may be a calibration, which readers of 1 would miss."""
 _CONFIG, _VOCABULARY, _WEIGHTS = "config.json", "vocabulary.json", "weights.safetensors"
 _ADAPTERS = "adapters"
 
@@ -63,6 +76,8 @@ class TrainedState:
     history: pd.DataFrame
     seed: int
     perturbations: Perturbations | None = None
+    calibration: Calibration | None = None
+    """What labels can be trusted with; None: not measured."""
 
 
 def _tensors(network: Network) -> dict[str, torch.Tensor]:
@@ -114,6 +129,10 @@ def save_state(
     with staged_folder(target, overwrite=overwrite, marker=_WEIGHTS, what="saved model") as staging:
         safetensors.torch.save_file(_tensors(state.network), staging / _WEIGHTS)
         write_json(staging / _VOCABULARY, state.vocabulary.to_dict())
+        files = [_VOCABULARY, _WEIGHTS]
+        if state.calibration is not None:
+            write_arrays(staging / CALIBRATION, state.calibration.to_arrays())
+            files.append(CALIBRATION)
         config = {
             "format_version": FORMAT_VERSION,
             "model": "CellxPert",
@@ -123,22 +142,25 @@ def save_state(
             "labels": list(state.labels),
             "seed": state.seed,
             "perturbations": None if state.perturbations is None else state.perturbations.to_dict(),
+            "calibration": None if state.calibration is None else state.calibration.to_dict(),
             "vocabulary_hash": state.vocabulary.hash(),
             "weights_hash": weights_hash(state.network),
             "history": history_values(state.history),
-            "sha256": {name: sha256(staging / name) for name in (_VOCABULARY, _WEIGHTS)},
+            "sha256": {name: sha256(staging / name) for name in files},
         }
         if adapters:
             config["adapters"] = {"names": [adapter.name for adapter in adapters], "active": active}
         for adapter in adapters:
             folder = staging / _ADAPTERS / adapter.name
             folder.mkdir(parents=True)
-            write_adapter(adapter, folder)
+            write_adapter(adapter, folder, components=components_of(state))
         write_json(staging / _CONFIG, config)
     return target
 
 
-def load_adapters(dir_path: str | os.PathLike[str]) -> tuple[tuple[Adapter, ...], str | None]:
+def load_adapters(
+    dir_path: str | os.PathLike[str], *, components: Components | None
+) -> tuple[tuple[Adapter, ...], str | None]:
     """Read the adapters of a model that :func:`save_state` wrote, and which of them was in use.
 
     Raises
@@ -158,7 +180,7 @@ def load_adapters(dir_path: str | os.PathLike[str]) -> tuple[tuple[Adapter, ...]
         raise CheckpointError(str(folder / _CONFIG), found=found, fix="save the model again") from error
     adapters = []
     for name in names:
-        adapter = read_adapter(folder / _ADAPTERS / require_name(name))
+        adapter = read_adapter(folder / _ADAPTERS / require_name(name), components=components)
         if (adapter.name, adapter.base_hash) != (name, config["weights_hash"]):
             found = f"adapter {adapter.name!r} of weights {adapter.base_hash[:12]}"
             raise CheckpointError(str(folder / _ADAPTERS / name), found=found, fix="copy the whole folder again")
@@ -198,6 +220,9 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         hashes = config["vocabulary_hash"], config["weights_hash"]
         seen = config.get("perturbations")
         perturbations = None if seen is None else Perturbations.from_dict(seen)
+        calibration = None
+        if (measured := config.get("calibration")) is not None:
+            calibration = Calibration.of(measured, read_arrays(folder / CALIBRATION))
         history = history_table(config["history"])
     except (AttributeError, KeyError, TypeError, ValueError, NotSetUpError) as error:
         if isinstance(error, ConfigError | VocabularyError | CheckpointError):
@@ -233,12 +258,21 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         history=history,
         seed=seed,
         perturbations=perturbations,
+        calibration=calibration,
     )
 
 
+def components_of(state: TrainedState) -> Components | None:
+    """Return the components that a model tells labels in, which its adapters share."""
+    return None if state.calibration is None else state.calibration.types.components
+
+
 def _check_files(folder: Path, sha256: object) -> None:
-    if not (isinstance(sha256, dict) and sha256.keys() <= {_VOCABULARY, _WEIGHTS}):
+    if not (isinstance(sha256, dict) and sha256.keys() <= {_VOCABULARY, _WEIGHTS, CALIBRATION}):
         found = f"sha256 of {sorted(sha256)[:5]}" if isinstance(sha256, dict) else f"sha256 is {sha256!r:.50}"
         raise CheckpointError(str(folder / _CONFIG), found=found, fix="copy config.json again")
     for name, expected in sha256.items():
+        if not (folder / name).is_file():
+            fix = "copy the whole folder again"
+            raise CheckpointNotFoundError(str(folder), found=f"no file {name!r} there", fix=fix)
         check_file(folder / name, expected)

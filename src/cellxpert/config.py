@@ -16,6 +16,7 @@ from cellxpert.errors import ConfigError
 __all__ = [
     "PRESETS",
     "AdapterConfig",
+    "LabelLoss",
     "ModelConfig",
     "NetworkConfig",
     "SteeringConfig",
@@ -24,6 +25,8 @@ __all__ = [
     "preset",
 ]
 
+LabelLoss = Literal["plain", "weighted", "balanced", "ldam"]
+"""How the cells of rare and of common labels count; see :class:`TrainingConfig`."""
 HEAD_WIDTH = 64
 """Width of one attention head: 64 is the size that attention kernels are tuned for."""
 
@@ -206,8 +209,9 @@ class TrainingConfig:
     importance_weight, load_weight, router_z_weight
         Weights of the router's losses (Shazeer et al. 2017; Zoph et al. 2022).
     label_loss
-        ``"plain"``, ``"weighted"`` (inverse class frequency, arXiv:2605.00930) or ``"balanced"`` (effective number of
-        samples, Cui et al. 2019).
+        ``"plain"``, ``"weighted"`` (inverse class frequency, arXiv:2605.00930), ``"balanced"`` (effective number of
+        samples, Cui et al. 2019) or ``"ldam"`` (label-distribution-aware margins, Cao et al. 2019). Only the first gives
+        probabilities that are those of cells as frequent as in training.
     label_smoothing
         Label smoothing of the label objective.
     ema_decay
@@ -234,7 +238,7 @@ class TrainingConfig:
     importance_weight: float = 1e-2
     load_weight: float = 1e-2
     router_z_weight: float = 1e-3
-    label_loss: Literal["plain", "weighted", "balanced"] = "balanced"
+    label_loss: LabelLoss = "plain"
     label_smoothing: float = 0.0
     ema_decay: float = 0.99
     patience: int = 10
@@ -257,10 +261,10 @@ class TrainingConfig:
         low, high = self.mask_ratio
         _require(0 < low <= high < 1, "TrainingConfig.mask_ratio", self.mask_ratio, "give 0 < low <= high < 1")
         _require(
-            self.label_loss in {"plain", "weighted", "balanced"},
+            self.label_loss in {"plain", "weighted", "balanced", "ldam"},
             "TrainingConfig.label_loss",
             self.label_loss,
-            "use 'plain', 'weighted' or 'balanced'",
+            "use 'plain', 'weighted', 'balanced' or 'ldam'",
         )
         _require(0 <= self.blank < 1, "TrainingConfig.blank", self.blank, "use [0, 1)")
         _require(0 <= self.ema_decay < 1, "TrainingConfig.ema_decay", self.ema_decay, "use [0, 1)")

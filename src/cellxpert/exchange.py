@@ -28,24 +28,27 @@ from cellxpert.data.obs import as_categories
 from cellxpert.data.perturbations import without_targets
 from cellxpert.data.record import Setup, SpatialSetup
 from cellxpert.data.roles import NICHE
-from cellxpert.data.tokens import Tokens, measured_tokens, tokenize
-from cellxpert.data.write import record, require_writable, write_layer, write_obs, write_obsm
+from cellxpert.data.tokens import Tokens, measured_tokens, shown_features, tokenize
+from cellxpert.data.write import forget_obs, forget_obsm, record, require_writable, write_layer, write_obs, write_obsm
 from cellxpert.errors import CellxPertWarning, ConfigError, NoLabelsError, SpatialError
 from cellxpert.nn.network import Network
-from cellxpert.tasks.annotate import Annotation
+from cellxpert.tasks.annotate import Annotation, Evidence
 from cellxpert.tasks.propagate import Around
 from cellxpert.tasks.response import PerturbResult
 from cellxpert.tasks.screens import Asked, Subjects
 
 __all__ = [
+    "annotation_table",
     "around",
     "collate",
     "describe",
+    "evidence",
     "on_cpu",
     "progress",
     "read",
     "require_labels",
     "subjects_of",
+    "terms_of",
     "write_annotation",
     "write_perturbation",
 ]
@@ -220,12 +223,66 @@ def describe(state: TrainedState, tokens: Tokens, *, started: float, device: str
     }
 
 
+def evidence(
+    state: TrainedState, data: Data, tokens: Tokens, logits_NC: npt.NDArray[np.float32], *, clusters_key: str | None
+) -> Evidence:
+    """Gather what labels are decided from."""
+    modality_V, distance_N = state.vocabulary.role_of_feature, None
+    if state.calibration is not None and state.network.labels is not None:
+        scale_MK = state.network.labels.scale_MK.double().cpu().numpy()
+        distance_N = state.calibration.types.distances(tokens, scale_MK=scale_MK, modality_V=modality_V)
+    cluster_N = None
+    if clusters_key is not None:
+        values = Cells.open(data, setups.query_setup(state.setup, data)).obs(clusters_key)
+        cluster_N = pd.factorize(values, sort=True)[0].astype(np.int64)
+    return Evidence(
+        logits_NC=logits_NC,
+        shown_N=shown_features(tokens, modality_V),
+        distance_N=distance_N,
+        cluster_N=cluster_N,
+    )
+
+
+def terms_of(state: TrainedState) -> tuple[str, ...] | None:
+    """Return the term of each label, ``""`` for none; None if no label has one."""
+    known = {term.label: term.term for term in state.setup.label_terms}
+    terms = tuple(known.get(label, "") for label in state.labels)
+    return terms if any(terms) else None
+
+
+def annotation_table(result: Annotation, index: pd.Index) -> pd.DataFrame:
+    """Return an annotation, one row per cell."""
+    columns = {"label": result.labels, "confidence": result.confidence, "reason": result.reason, "ood": result.ood}
+    if result.terms is not None:
+        columns["ontology_term_id"] = result.terms
+    if result.sets_NC is not None:
+        columns["set_size"] = result.sets_NC.sum(axis=1)
+    return pd.DataFrame(columns, index=index)
+
+
 def write_annotation(data: Data, result: Annotation, *, key: str, entry: dict[str, Any]) -> None:
-    """Write labels, their confidence and probabilities, and the record of the call."""
-    labels = pd.Series(pd.Categorical(result.labels.astype(str)), index=data.obs_names)
-    write_obs(data, key, labels)
-    write_obs(data, keys.confidence_key(key), pd.Series(result.confidence, index=data.obs_names))
+    """Write labels and what comes with them, and the record of the call; what an earlier call alone wrote goes."""
+    table = annotation_table(result, data.obs_names)
+    names = {
+        "label": key,
+        "confidence": keys.confidence_key(key),
+        "reason": keys.reason_key(key),
+        "ood": keys.ood_key(key),
+        "ontology_term_id": keys.ontology_key(key),
+        "set_size": keys.set_size_key(key),
+    }
+    for column, name in names.items():
+        if column not in table:
+            forget_obs(data, name)
+        elif column in {"label", "reason", "ontology_term_id"}:
+            write_obs(data, name, pd.Series(pd.Categorical(table[column].astype(str)), index=data.obs_names))
+        else:
+            write_obs(data, name, table[column])
     write_obsm(data, keys.proba_key(key), result.probabilities)
+    if result.sets_NC is None:
+        forget_obsm(data, keys.sets_key(key))
+    else:
+        write_obsm(data, keys.sets_key(key), result.sets_NC)
     record(data, "annotate", key=key, entry=entry)
 
 
@@ -305,7 +362,6 @@ def _once(
 
 def _forget(data: Data, cells: Cells, key: str) -> None:
     """Remove the predicted cells of an earlier call."""
-    for part in (data, *(data.mod.values() if isinstance(data, MuData) else ())):
-        part.obsm.pop(keys.perturbed_latent_key(key), None)
+    forget_obsm(data, keys.perturbed_latent_key(key))
     if "rna" in cells.roles:
         cells.adata("rna").layers.pop(key, None)

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from cellxpert.errors import CheckpointError, CheckpointVersionError, ConfigError, OutputExistsError
 
 __all__ = [
+    "CALIBRATION",
     "CONFIG",
     "check_file",
     "check_format",
@@ -28,15 +29,19 @@ __all__ = [
     "history_table",
     "history_values",
     "label_names",
+    "read_arrays",
     "read_json",
     "read_tensors",
     "sha256",
     "staged_folder",
+    "write_arrays",
     "write_json",
 ]
 
 CONFIG = "config.json"
 """The file that says what a folder is."""
+CALIBRATION = "calibration.safetensors"
+"""What labels can be trusted with."""
 
 
 def folder_of(dir_path: object, call: str) -> Path:
@@ -137,6 +142,23 @@ def read_tensors(file: Path, expected: Mapping[str, torch.Tensor] | None = None)
         shown = "; ".join(sorted(problems)[:5])
         raise CheckpointError(str(file), found=f"{len(problems)} problems: {shown}", fix="save the model again")
     return tensors
+
+
+def write_arrays(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays as float32."""
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array, np.float32)) for name, array in arrays.items()}
+    safetensors.torch.save_file(tensors, file)
+
+
+def read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """Read arrays.
+
+    Raises
+    ------
+    CheckpointError
+        As :func:`read_tensors`.
+    """
+    return {name: tensor.numpy() for name, tensor in read_tensors(file).items()}
 
 
 def sha256(file: Path) -> str:

@@ -1,6 +1,6 @@
 """Principal components and factors of the training cells: where the cell vector and the answers start from.
 
-Shape suffixes: N cells, V features, M modalities, C components, K bins, R factors.
+Shape suffixes: N cells, V features, M modalities, C components, K bins, R factors, G groups of cells.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from scipy.sparse.linalg import LinearOperator, svds
 
 from cellxpert.data.tokens import Tokens
 
-__all__ = ["MAX_COMPONENTS", "FactorModel", "factor_model", "principal_components"]
+__all__ = ["MAX_CELLS", "MAX_COMPONENTS", "FactorModel", "deviations", "factor_model", "principal_components"]
 
 MAX_COMPONENTS = 50
 """Components looked for: the customary number."""
@@ -160,12 +160,7 @@ def factor_model(
     mean_PV = measured_PV * varies_V * centre_V / deviation_V
     if condition_N is not None:
         mean_PV = (member_NP.T @ level_NV).toarray() / np.asarray(member_NP.sum(axis=0)).reshape(-1, 1)
-    operator = LinearOperator(
-        level_NV.shape,
-        matvec=lambda x: level_NV @ x - member_NP @ (mean_PV @ x),
-        rmatvec=lambda y: level_NV.T @ y - mean_PV.T @ (member_NP.T @ y),
-        dtype=np.float64,
-    )
+    operator = deviations(level_NV, member_NP, mean_PV)
     n = min(n_factors, min(operator.shape) - 1, max(int(varies_V.sum()) - 1, 0))
     loading_VR = np.zeros((len(modality_V), 0))
     if n >= 1:
@@ -180,6 +175,16 @@ def factor_model(
         total_V = np.asarray(whole_NV[usual_rows].sum(axis=0)).ravel()
         centre_V = np.where(measured_V > 0, total_V / np.maximum(measured_V, 1), centre_V)
     return FactorModel(*(x.astype(np.float32) for x in (centre_V, deviation_V, loading_VR, unique_V)))
+
+
+def deviations(level_NV: sparse.csr_array, member_NG: sparse.csr_array, mean_GV: Floats) -> LinearOperator:
+    """Deviations of cells from the mean of the group that they are members of, as an operator that stays sparse."""
+    return LinearOperator(
+        level_NV.shape,
+        matvec=lambda x: level_NV @ x - member_NG @ (mean_GV @ x),
+        rmatvec=lambda y: level_NV.T @ y - mean_GV.T @ (member_NG.T @ y),
+        dtype=np.float64,
+    )
 
 
 def _shares(

@@ -11,7 +11,7 @@ import numpy as np
 from cellxpert.data.roles import MEASURED, NICHE
 from cellxpert.errors import ModalityError, NotSetUpError
 
-__all__ = ["ModalitySetup", "Setup", "SpatialSetup"]
+__all__ = ["LabelTerm", "ModalitySetup", "Setup", "SpatialSetup"]
 
 _PERTURBATION = ("perturbation_key", "control_category", "perturbation_type")
 
@@ -52,6 +52,17 @@ class SpatialSetup:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelTerm:
+    """What a label means."""
+
+    label: str
+    term: str
+    """Its term of the Cell Ontology."""
+    exact: bool = True
+    """Whether the label means all cells of the term, not just some kind of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Setup:
     """What an object holds. Stored in ``uns["cellxpert_info"]["setup"]`` and in every checkpoint."""
 
@@ -66,6 +77,8 @@ class Setup:
     """What was done to the genes that a condition names."""
     spatial: SpatialSetup | None = None
     """None: nothing is said of where cells are."""
+    label_terms: tuple[LabelTerm, ...] = ()
+    """Labels whose meaning is known."""
     notes: tuple[str, ...] = ()
     """What the checks found worth a warning."""
 
@@ -101,6 +114,12 @@ class Setup:
             out |= {k: getattr(self, k) for k in _PERTURBATION}
         if self.spatial is not None:
             out["spatial"] = {k: v for k, v in asdict(self.spatial).items() if v is not None}
+        if self.label_terms:  # no label is a key: it may hold any character
+            out["label_terms"] = {
+                "labels": [t.label for t in self.label_terms],
+                "terms": [t.term for t in self.label_terms],
+                "exact": [int(t.exact) for t in self.label_terms],
+            }
         return out | ({"notes": list(self.notes)} if self.notes else {})
 
     @classmethod
@@ -126,8 +145,17 @@ class Setup:
                 said = dict(data["spatial"])
                 n_neighbors = int(said.pop("n_neighbors"))
                 spatial = SpatialSetup(n_neighbors=n_neighbors, **{k: str(v) for k, v in said.items()})
-        except (KeyError, TypeError, AttributeError) as error:
+            said = {k: np.atleast_1d(v).tolist() for k, v in data.get("label_terms", {}).items()}
+            label_terms = (
+                tuple(
+                    LabelTerm(label=str(label), term=str(term), exact=bool(exact))
+                    for label, term, exact in zip(*(said[k] for k in ("labels", "terms", "exact")), strict=True)
+                )
+                if said
+                else ()
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise NotSetUpError(
                 "the stored setup", found=repr(error), fix="call setup_mudata or setup_anndata again"
             ) from error
-        return cls(modalities=modalities, notes=notes, spatial=spatial, **texts)
+        return cls(modalities=modalities, notes=notes, spatial=spatial, label_terms=label_terms, **texts)

@@ -19,7 +19,7 @@ from cellxpert.data.conditions import DOSES
 from cellxpert.data.names import check_names
 from cellxpert.data.objects import check_anndata, check_columns, check_mudata, refuse_view
 from cellxpert.data.obs import closest
-from cellxpert.data.record import ModalitySetup, Setup, SpatialSetup
+from cellxpert.data.record import LabelTerm, ModalitySetup, Setup, SpatialSetup
 from cellxpert.data.roles import MEASURED
 from cellxpert.data.space import Space, check_space
 from cellxpert.errors import CellxPertWarning, ConfigError, LayerError, ModalityError, NotSetUpError
@@ -30,6 +30,7 @@ __all__ = [
     "presence",
     "query_setup",
     "read_setup",
+    "record_terms",
     "setup_anndata",
     "setup_mudata",
     "spatial_setup",
@@ -331,6 +332,12 @@ def read_setup(data: AnnData | MuData) -> Setup:
         )
         raise NotSetUpError(f"uns[{keys.INFO!r}]", found="no setup", fix=f"call cellxpert.CellxPert.{call} first")
     return Setup.from_dict(record)
+
+
+def record_terms(data: AnnData | MuData, label_terms: tuple[LabelTerm, ...]) -> None:
+    """Add what labels mean to the setup that is recorded in an object."""
+    setup = replace(read_setup(data), label_terms=label_terms)
+    data.uns[keys.INFO] = {**data.uns[keys.INFO], keys.SETUP: setup.to_dict()}
 
 
 def query_setup(setup: Setup, data: AnnData | MuData) -> Setup:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from cellxpert.errors import SplitError
 
-__all__ = ["PARTS", "column_split", "group_split", "names_parts", "random_split", "stratified_split"]
+__all__ = ["PARTS", "column_split", "folds_of", "group_split", "names_parts", "random_split", "stratified_split"]
 
 PARTS = ("train", "validation", "test")
 """Parts that a split column may name."""
@@ -154,6 +154,44 @@ def group_split(groups: Sequence[object] | npt.ArrayLike, *, held_out: float, rn
         out = [int(order[np.argmin(size[order])])]
     held = np.isin(codes, out)
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def folds_of(
+    codes: npt.NDArray[np.int64], *, n_folds: int, seed: int, groups: npt.ArrayLike | None = None
+) -> npt.NDArray[np.int64]:
+    """Give every cell a fold: the cells of each class evenly, or whole groups where there are enough.
+
+    Parameters
+    ----------
+    codes
+        Class of each cell, as small integers.
+    n_folds
+        Number of folds.
+    seed
+        Seed of the order of cells and groups.
+    groups
+        One per cell (batches, donors). With fewer than ``n_folds`` of them, cells are dealt out by class.
+
+    Returns
+    -------
+    The fold of each cell, from 0.
+    """
+    rng = np.random.default_rng([seed, 3])
+    fold_N = np.zeros(len(codes), np.int64)
+    group_N, names = (None, ()) if groups is None else pd.factorize(pd.Series(groups), sort=True)
+    if group_N is not None and len(names) >= n_folds:
+        size, filled = np.bincount(group_N), np.zeros(n_folds)
+        for group in np.lexsort((rng.permutation(len(names)), -size)):  # the largest first, into the emptiest fold
+            fold = int(np.argmin(filled))
+            fold_N[group_N == group] = fold
+            filled[fold] += size[group]
+        return fold_N
+    at = 0  # goes on from class to class, so that small classes do not all fall into the first folds
+    for code in np.unique(codes):
+        members = rng.permutation(np.flatnonzero(codes == code))
+        fold_N[members] = (at + np.arange(len(members))) % n_folds
+        at += len(members)
+    return fold_N
 
 
 def names_parts(values: pd.Series) -> bool:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from cellxpert.data.binning import digitize, quantile_bins, ragged, transform_of
 from cellxpert.data.gather import gather, scales
-from cellxpert.data.roles import NICHE
+from cellxpert.data.roles import MODALITIES, NICHE
 from cellxpert.data.vocabulary import Vocabulary
 from cellxpert.errors import CellxPertWarning, NotCountsError, QueryError, SpatialError, VocabularyError
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cellxpert.config import TokenConfig
     from cellxpert.data.cells import Cells
 
-__all__ = ["Tokens", "measured_tokens", "tokenize"]
+__all__ = ["Tokens", "measured_tokens", "shown_features", "tokenize"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,6 +148,13 @@ def measured_tokens(tokens: Tokens, vocabulary: Vocabulary) -> npt.NDArray[np.in
         return tokens.lengths
     cell_T = np.repeat(np.arange(tokens.n_cells), tokens.lengths)
     return np.bincount(cell_T[tokens.feature < vocabulary.offset(NICHE)], minlength=tokens.n_cells)
+
+
+def shown_features(tokens: Tokens, modality_V: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Count the features that each cell shows: with a value above zero, measured in the cell itself."""
+    counted_T = (tokens.bin > 0) & (modality_V[tokens.feature] != MODALITIES.index(NICHE))
+    cell_T = np.repeat(np.arange(tokens.n_cells), tokens.lengths)
+    return np.bincount(cell_T[counted_T], minlength=tokens.n_cells)
 
 
 def _places(cells: Cells, vocabulary: Vocabulary, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32] | None:

@@ -17,7 +17,7 @@ from cellxpert import keys
 from cellxpert.data.cells import modality_rows
 from cellxpert.data.objects import refuse_view
 
-__all__ = ["record", "require_writable", "write_layer", "write_obs", "write_obsm"]
+__all__ = ["forget_obs", "forget_obsm", "record", "require_writable", "write_layer", "write_obs", "write_obsm"]
 
 
 def require_writable(data: AnnData | MuData, call: str) -> None:
@@ -60,6 +60,18 @@ def write_obs(data: AnnData | MuData, key: str, values: pd.Series) -> None:
             column = column.cat.remove_unused_categories()
             part.uns.pop(f"{key}_colors", None)  # squidpy fails on colours whose number differs from the categories'
         part.obs[key] = column.set_axis(part.obs_names)
+
+
+def forget_obs(data: AnnData | MuData, key: str) -> None:
+    """Remove a column that an earlier call wrote."""
+    for part, _ in _parts(data):
+        part.obs.drop(columns=key, errors="ignore", inplace=True)
+
+
+def forget_obsm(data: AnnData | MuData, key: str) -> None:
+    """Remove an array that an earlier call wrote."""
+    for part, _ in _parts(data):
+        part.obsm.pop(key, None)
 
 
 def write_layer(

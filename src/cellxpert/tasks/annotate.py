@@ -1,6 +1,6 @@
-"""Labels of cells, with their probabilities.
+"""Labels of cells: how probable each is, what else they could be, and when there is none to give.
 
-Shape suffixes: N cells, C labels.
+Shape suffixes: N cells, C labels, G groups.
 """
 
 from __future__ import annotations
@@ -12,46 +12,211 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import softmax
 
-__all__ = ["Annotation", "annotate"]
+from cellxpert.data.calibration import Calibration
+from cellxpert.errors import ConfigError
+from cellxpert.ontology import CellOntology, back_off
+
+__all__ = [
+    "COARSER",
+    "FEW_GENES",
+    "LABELLED",
+    "LOW_CONFIDENCE",
+    "OUT_OF_DISTRIBUTION",
+    "Annotation",
+    "Evidence",
+    "LabelOptions",
+    "annotate",
+]
+
+LABELLED, COARSER = "labelled", "coarser"
+LOW_CONFIDENCE, OUT_OF_DISTRIBUTION, FEW_GENES = "low_confidence", "out_of_distribution", "few_genes"
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+_TYPICAL = 0.95
+"""Share of cells like the training cells whose distance counts as less than 1."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True)
+class LabelOptions:
+    """What is asked of labels; see :meth:`cellxpert.CellxPert.annotate`."""
+
+    unknown: bool = True
+    coverage: float = 0.9
+    back_off: float | None = None
+    set_coverage: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("coverage", 0.5), ("back_off", 0.0), ("set_coverage", 0.0)):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | float) and least < value <= 1):
+                raise ConfigError(
+                    f"annotate({name}=)", found=repr(value), fix=f"give a share above {least:g} and at most 1"
+                )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Evidence:
+    """What was read of cells."""
+
+    logits_NC: npt.NDArray[np.float32]
+    shown_N: npt.NDArray[np.int64]
+    """How many features with a value were seen in each cell."""
+    distance_N: Floats | None = None
+    """Squared distance to the nearest label; None without a calibration."""
+    cluster_N: npt.NDArray[np.int64] | None = None
+    """Cluster whose cells vote together, -1 for a cell that votes alone."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Annotation:
-    """Labels of cells; ``labels[i]`` has the confidence ``confidence[i]``, the largest of ``probabilities[i]``."""
+    """Labels of cells; ``labels[i]`` has the confidence ``confidence[i]``."""
 
-    labels: npt.NDArray[np.str_]
+    labels: npt.NDArray[np.object_]
     confidence: npt.NDArray[np.float32]
     probabilities: npt.NDArray[np.float32]
+    """Of every label, (N, C), whatever was decided."""
     classes: tuple[str, ...]
+    reason: npt.NDArray[np.object_]
+    """``LABELLED``, ``COARSER``, or why there is no label."""
+    ood: npt.NDArray[np.float32]
+    """Distance to the nearest label, relative to that which 95 % of cells like the training cells do not exceed; NaN if not known."""
+    terms: npt.NDArray[np.object_] | None = None
+    """Ontology term of each cell's label, ``"unknown"`` without one; None where labels have no terms."""
+    sets_NC: Bools | None = None
+    """Labels that a cell may have."""
 
 
 def annotate(
-    logits_NC: npt.NDArray[np.float32],
+    evidence: Evidence,
     *,
     classes: Sequence[str],
-    unknown: npt.NDArray[np.bool_],
     unlabeled_category: str,
+    calibration: Calibration | None,
+    options: LabelOptions | None = None,
+    label_terms: Sequence[str] | None = None,
+    ontology: CellOntology | None = None,
 ) -> Annotation:
-    """Name the most probable label of each cell.
+    """Name the type of each cell, or say why not.
 
     Parameters
     ----------
-    logits_NC
-        Logits of the label head, of shape (n_cells, n_classes).
+    evidence
+        What was read of the cells.
     classes
         Names of the labels, in the order of the network's.
-    unknown
-        Cells that must not get a label (nothing of the vocabulary was seen in them): they become
-        ``unlabeled_category`` with confidence 0.
     unlabeled_category
-        Name for those.
+        Name for cells that get none; their confidence is 0.
+    calibration
+        What was measured on other cells. Without it probabilities are taken at their word, and only cells of which nothing was seen
+        get no label.
+    options
+        What is asked.
+    label_terms
+        Ontology term of each label, ``""`` for none.
+    ontology
+        Where the terms come from; needed to back off.
 
     Returns
     -------
-    Labels, confidence, float32 probabilities of shape (n_cells, n_classes) whose rows sum to 1.
+    The labels.
     """
-    probabilities = softmax(logits_NC.astype(np.float64), axis=1).astype(np.float32)
-    labels = np.asarray(classes, dtype=object)[probabilities.argmax(axis=1)]
-    confidence = probabilities.max(axis=1)
-    labels[unknown], confidence[unknown] = unlabeled_category, 0.0
-    return Annotation(labels=labels, confidence=confidence, probabilities=probabilities, classes=tuple(classes))
+    options = LabelOptions() if options is None else options
+    temperature = 1.0 if calibration is None else calibration.temperature
+    own_NC = softmax(evidence.logits_NC.astype(np.float64) / temperature, axis=1)
+    proba_NC, distance_N, shown_N = _voted(own_NC, evidence)
+    best_N, confidence_N = proba_NC.argmax(axis=1), proba_NC.max(axis=1)
+    labels_N = np.asarray(classes, dtype=object)[best_N]
+    terms_N = None if label_terms is None else np.asarray(label_terms, dtype=object)[best_N]
+    reason_N = np.full(len(best_N), LABELLED, dtype=object)
+    few_N, strange_N, unsure_N = _doubts(confidence_N, distance_N, shown_N, calibration=calibration, options=options)
+    if options.back_off is not None:
+        assert label_terms is not None
+        assert ontology is not None
+        unsure_N = confidence_N < options.back_off
+        answer = back_off(proba_NC, label_terms, threshold=options.back_off, ontology=ontology)
+        coarser_N = unsure_N & (answer.terms != "") & (answer.labels < 0)
+        names = {term: ontology.name(term) for term in set(answer.terms[coarser_N])}
+        labels_N[coarser_N] = [names[term] for term in answer.terms[coarser_N]]
+        terms_N = np.where(coarser_N, answer.terms, terms_N)
+        confidence_N = np.where(coarser_N, answer.proba, confidence_N)
+        reason_N[coarser_N] = COARSER
+        unsure_N &= ~coarser_N
+    if options.unknown:
+        for reason, refused_N in ((LOW_CONFIDENCE, unsure_N), (OUT_OF_DISTRIBUTION, strange_N), (FEW_GENES, few_N)):
+            reason_N[refused_N] = reason
+        refused_N = few_N | strange_N | unsure_N
+        labels_N[refused_N], confidence_N = unlabeled_category, np.where(refused_N, 0.0, confidence_N)
+        terms_N = None if terms_N is None else np.where(refused_N, "", terms_N)
+    return Annotation(
+        labels=labels_N,
+        confidence=confidence_N.astype(np.float32),
+        probabilities=own_NC.astype(np.float32),
+        classes=tuple(classes),
+        reason=reason_N,
+        ood=_relative(evidence, calibration).astype(np.float32),
+        terms=None if terms_N is None else np.where(terms_N == "", "unknown", terms_N),
+        sets_NC=_sets(own_NC, calibration, options.set_coverage),
+    )
+
+
+def _voted(own_NC: Floats, evidence: Evidence) -> tuple[Floats, Floats | None, npt.NDArray[np.int64]]:
+    """What decides of each cell: its own evidence, or that of its cluster: mean probabilities, median distance."""
+    cluster_N, distance_N, shown_N = evidence.cluster_N, evidence.distance_N, evidence.shown_N
+    if cluster_N is None:
+        return own_NC, distance_N, shown_N
+    proba_NC, votes_N = own_NC.copy(), cluster_N >= 0
+    distance_N = None if distance_N is None else distance_N.copy()
+    shown_N = shown_N.copy()
+    counted_N = votes_N & (shown_N > 0)
+    for cluster in np.unique(cluster_N[votes_N]):
+        members, voters = cluster_N == cluster, counted_N & (cluster_N == cluster)
+        if not voters.any():
+            continue
+        proba_NC[members] = own_NC[voters].mean(axis=0)
+        shown_N[members] = int(np.median(evidence.shown_N[voters]))
+        if distance_N is not None and evidence.distance_N is not None:
+            distance_N[members] = np.median(evidence.distance_N[voters])
+    return proba_NC, distance_N, shown_N
+
+
+def _doubts(
+    confidence_N: Floats,
+    distance_N: Floats | None,
+    shown_N: npt.NDArray[np.int64],
+    *,
+    calibration: Calibration | None,
+    options: LabelOptions,
+) -> tuple[Bools, Bools, Bools]:
+    """Cells that show too little, that are too far from every label, and whose label is not probable enough.
+
+    Each of the last two would refuse half of the share of cells like the training cells that may be refused.
+    """
+    few_N, none_N = shown_N == 0, np.zeros(len(shown_N), bool)
+    if calibration is None or distance_N is None or options.coverage == 1:
+        return few_N, none_N, none_N
+    share = (1 - options.coverage) / 2
+    few_N = shown_N < calibration.least_features
+    strange_N = distance_N > calibration.threshold("distance", 1 - share)
+    return few_N, strange_N, confidence_N < calibration.threshold("confidence", share)
+
+
+def _relative(evidence: Evidence, calibration: Calibration | None) -> Floats:
+    if calibration is None or evidence.distance_N is None:
+        return np.full(len(evidence.shown_N), np.nan)
+    return evidence.distance_N / max(calibration.threshold("distance", _TYPICAL), 1e-12)
+
+
+def _sets(proba_NC: Floats, calibration: Calibration | None, set_coverage: float | None) -> Bools | None:
+    """Conformal sets (Sadinle et al. 2019): labels as probable as the true ones of a share of other cells, and the likeliest."""
+    if set_coverage is None:
+        return None
+    if calibration is None:
+        raise ConfigError(
+            "annotate(set_coverage=)",
+            found="a model whose labels are not calibrated: too few labelled cells were left to measure on",
+            fix="train with more labelled cells, or leave set_coverage out",
+        )
+    level = min(1.0, np.ceil((calibration.n_cells + 1) * set_coverage) / calibration.n_cells)
+    sets_NC = 1 - proba_NC <= calibration.threshold("surprise", level)
+    sets_NC[np.arange(len(sets_NC)), proba_NC.argmax(axis=1)] = True
+    return sets_NC

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cellxpert.config import AdapterConfig, ModelConfig
+from cellxpert.data.cell_types import Components
 from cellxpert.data.cells import Cells
 from cellxpert.data.perturbations import Perturbations
 from cellxpert.data.vocabulary import Vocabulary
@@ -47,6 +48,7 @@ def finetune_network(
     seed: int,
     adapter: AdapterConfig | None = None,
     tensors: Mapping[str, Tensor] | None = None,
+    components: Components | None = None,
 ) -> Learned:
     """Train on an object with the features, bins and weights of a trained network.
 
@@ -67,6 +69,8 @@ def finetune_network(
         Seed of new weights and of the split.
     adapter, tensors
         An adapter of the network, and what it was before; ``labels`` are its labels.
+    components
+        Components that the network's labels were told in.
 
     Returns
     -------
@@ -124,6 +128,7 @@ def finetune_network(
         learned_targets=() if perturbations is None else perturbations.targets,
         fit_labels=True,  # a few epochs leave a new head far from its optimum
         adapter=adapter,
+        components=components,
     )
     if adapter is None:
         return learned

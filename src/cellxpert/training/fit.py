@@ -1,7 +1,4 @@
-"""One training run through Lightning: devices, precision, resuming, and leaving the caller's world as it was.
-
-Shape suffixes: C labels.
-"""
+"""One training run through Lightning: devices, precision, resuming, and leaving the caller's world as it was."""
 
 from __future__ import annotations
 
@@ -19,13 +16,13 @@ import lightning.pytorch as pl
 import pandas as pd
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
-from torch import Tensor
 
 from cellxpert.config import TrainingConfig
 from cellxpert.data.loaders import CellDataModule
 from cellxpert.errors import DeviceError, ResumeError, TrainingDivergedError
 from cellxpert.nn.network import Network
 from cellxpert.training.callbacks import AveragedWeights, History, SaveState
+from cellxpert.training.objectives import LabelObjective
 from cellxpert.training.plan import TrainingPlan
 
 __all__ = ["RunConfig", "fit", "resolve_accelerator"]
@@ -71,7 +68,7 @@ def resolve_accelerator(accelerator: str) -> str:
 
 
 def fit(
-    network: Network, data: CellDataModule, config: TrainingConfig, *, weight_C: Tensor | None, run: RunConfig
+    network: Network, data: CellDataModule, config: TrainingConfig, *, labels: LabelObjective, run: RunConfig
 ) -> pd.DataFrame:
     """Train a network in place.
 
@@ -83,8 +80,8 @@ def fit(
         Training and validation batches.
     config
         Objectives and optimiser.
-    weight_C
-        Weight of each label class, or None.
+    labels
+        How labels count.
     run
         Device, precision, seed, resuming.
 
@@ -113,7 +110,7 @@ def fit(
     checkpoint = None if run.resume is None else _open_state(Path(run.resume), run.fingerprint or {})
     if run.resume is not None:
         callbacks.append(SaveState(Path(run.resume) / STATE))
-    plan = TrainingPlan(network, config, weight_C=weight_C, n_steps=data.n_steps(run.max_epochs), seed=run.seed)
+    plan = TrainingPlan(network, config, labels=labels, n_steps=data.n_steps(run.max_epochs), seed=run.seed)
     network.train()
     with _caller_untouched():
         trainer = pl.Trainer(

@@ -6,28 +6,21 @@ Shape suffixes: B cells, Q queries, K bins, C labels, E experts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from cellxpert.batch import IGNORE, Batch, Output, Questions, RouterStats
-from cellxpert.config import TrainingConfig
+from cellxpert.config import LabelLoss, TrainingConfig
 
-__all__ = ["bins_loss", "class_weights", "label_loss", "router_losses", "total_loss"]
+__all__ = ["LabelObjective", "bins_loss", "class_margins", "class_weights", "label_loss", "router_losses", "total_loss"]
 
 EFFECTIVE_NUMBER_BETA = 0.99
 """beta of the effective number of samples, (1 - beta^n) / (1 - beta) (Cui et al. 2019)."""
-
-
-def _mean_cross_entropy(
-    logits_NK: Tensor, target_N: Tensor, weight_K: Tensor | None = None, smoothing: float = 0.0
-) -> Tensor:
-    """Cross-entropy that is 0, not NaN, where no target counts."""
-    if not bool((target_N != IGNORE).any()):
-        return logits_NK.sum() * 0.0
-    return F.cross_entropy(logits_NK.float(), target_N, weight=weight_K, ignore_index=IGNORE, label_smoothing=smoothing)
+MAX_MARGIN = 2.0
+"""Margin of the rarest label, in logits."""
 
 
 def bins_loss(logits_BQK: Tensor, questions: Questions) -> Tensor:
@@ -43,10 +36,20 @@ def bins_loss(logits_BQK: Tensor, questions: Questions) -> Tensor:
         shift_BK = log_rate_B2[:, 1:].expand(-1, logits_BQK.shape[-1]).clone()
         shift_BK[:, 0] = log_rate_B2[:, 0]
         logits_BQK = logits_BQK + shift_BK[:, None, :]
-    return _mean_cross_entropy(logits_BQK.flatten(0, 1), questions.target_BQ.flatten())
+    target_N = questions.target_BQ.flatten()
+    if not bool((target_N != IGNORE).any()):  # 0, not NaN
+        return logits_BQK.sum() * 0.0
+    return F.cross_entropy(logits_BQK.flatten(0, 1).float(), target_N, ignore_index=IGNORE)
 
 
-def class_weights(counts_C: Sequence[int] | Tensor, kind: Literal["plain", "weighted", "balanced"]) -> Tensor | None:
+def class_margins(counts_C: Sequence[int] | Tensor) -> Tensor:
+    """Margins of label-distribution-aware margin loss (Cao et al. 2019): proportional to n^(-1/4), ``MAX_MARGIN`` for the rarest."""
+    count_C = torch.as_tensor(counts_C, dtype=torch.float64)
+    margin_C = torch.where(count_C > 0, count_C.clamp(min=1) ** -0.25, 0)
+    return (MAX_MARGIN * margin_C / margin_C.max()).float()
+
+
+def class_weights(counts_C: Sequence[int] | Tensor, kind: LabelLoss) -> Tensor | None:
     """Weight of each class in the label objective.
 
     Parameters
@@ -55,13 +58,14 @@ def class_weights(counts_C: Sequence[int] | Tensor, kind: Literal["plain", "weig
         Training cells per class.
     kind
         ``"plain"``: none. ``"weighted"``: 1 / n (arXiv:2605.00930, whose normaliser cancels in the weighted mean).
-        ``"balanced"``: the inverse of the effective number of samples (Cui et al. 2019).
+        ``"balanced"``: the inverse of the effective number of samples (Cui et al. 2019). ``"ldam"``: none, see
+        :func:`class_margins`.
 
     Returns
     -------
-    Weights of mean 1 over the classes that occur (0 for the others), or None for ``"plain"``.
+    Weights of mean 1 over the classes that occur (0 for the others), or None where all cells weigh alike.
     """
-    if kind == "plain":
+    if kind in {"plain", "ldam"}:
         return None
     count_C = torch.as_tensor(counts_C, dtype=torch.float64)
     seen_C = count_C > 0
@@ -73,9 +77,39 @@ def class_weights(counts_C: Sequence[int] | Tensor, kind: Literal["plain", "weig
     return (weight_C * seen_C.sum() / weight_C.sum()).float()
 
 
-def label_loss(logits_BC: Tensor, label_B: Tensor, *, weight_C: Tensor | None = None, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of labels, a mean weighted by class; unlabelled cells (``IGNORE``) do not count."""
-    return _mean_cross_entropy(logits_BC, label_B, weight_C, smoothing)
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LabelObjective:
+    """How labels count."""
+
+    weight_C: Tensor | None = None
+    """Weight of each label's cells."""
+    margin_C: Tensor | None = None
+    """Margin of each label."""
+    allowed_CC: Tensor | None = None
+    """What a cell with a label may be: its row. None: that label alone."""
+    smoothing: float = 0.0
+
+
+def label_loss(logits_BC: Tensor, label_B: Tensor, objective: LabelObjective) -> Tensor:
+    """Cross-entropy of labels, a mean weighted by class; unlabelled cells (``IGNORE``) do not count.
+
+    A label that others are part of counts as the sum of these and itself: the marginal cross-entropy.
+    """
+    known_B = label_B != IGNORE
+    if not bool(known_B.any()):
+        return logits_BC.sum() * 0.0
+    logits_BC, label_B = logits_BC[known_B].float(), label_B[known_B]
+    if objective.allowed_CC is None:
+        allowed_BC = F.one_hot(label_B, logits_BC.shape[1]).bool()
+    else:
+        allowed_BC = objective.allowed_CC[label_B]
+    if objective.margin_C is not None:
+        logits_BC = logits_BC - allowed_BC * objective.margin_C
+    log_p_BC = logits_BC.log_softmax(-1)
+    loss_B = -log_p_BC.masked_fill(~allowed_BC, -torch.inf).logsumexp(-1)
+    loss_B = (1 - objective.smoothing) * loss_B - objective.smoothing * log_p_BC.mean(-1)
+    weight_B = torch.ones_like(loss_B) if objective.weight_C is None else objective.weight_C[label_B]
+    return (weight_B * loss_B).sum() / weight_B.sum()
 
 
 def router_losses(routers: Sequence[RouterStats]) -> dict[str, Tensor]:
@@ -92,7 +126,7 @@ def router_losses(routers: Sequence[RouterStats]) -> dict[str, Tensor]:
 
 
 def total_loss(
-    output: Output, batch: Batch, *, config: TrainingConfig, weight_C: Tensor | None = None
+    output: Output, batch: Batch, *, config: TrainingConfig, labels: LabelObjective
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of the objectives that the batch allows, and each of them by name (detached)."""
     terms: dict[str, Tensor] = {}
@@ -101,7 +135,7 @@ def total_loss(
     if output.whole_BQK is not None and batch.whole is not None and batch.whole.target_BQ is not None:
         terms["cell"] = bins_loss(output.whole_BQK, batch.whole)
     if output.label_BC is not None and batch.label_B is not None:
-        terms["label"] = label_loss(output.label_BC, batch.label_B, weight_C=weight_C, smoothing=config.label_smoothing)
+        terms["label"] = label_loss(output.label_BC, batch.label_B, labels)
     if output.routers:
         terms |= router_losses(output.routers)
     loss = torch.stack([getattr(config, f"{name}_weight") * term for name, term in terms.items()]).sum()

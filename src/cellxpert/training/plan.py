@@ -1,7 +1,4 @@
-"""The LightningModule: what happens in a step.
-
-Shape suffixes: C labels.
-"""
+"""The LightningModule: what happens in a step."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from cellxpert.batch import IGNORE, Batch
 from cellxpert.config import TrainingConfig
 from cellxpert.errors import TrainingDivergedError
 from cellxpert.nn.network import Network
-from cellxpert.training.objectives import total_loss
+from cellxpert.training.objectives import LabelObjective, total_loss
 from cellxpert.training.optimizers import build_optimizer
 
 __all__ = ["TrainingPlan"]
@@ -31,8 +28,8 @@ class TrainingPlan(pl.LightningModule):
         The network to train, in place.
     config
         Objectives' weights and optimiser settings.
-    weight_C
-        Weight of each label class, or None.
+    labels
+        How labels count.
     n_steps
         Optimiser steps of the whole run, which the learning-rate schedule spans.
     seed
@@ -41,19 +38,28 @@ class TrainingPlan(pl.LightningModule):
     """
 
     def __init__(
-        self, network: Network, config: TrainingConfig, *, weight_C: Tensor | None, n_steps: int, seed: int
+        self, network: Network, config: TrainingConfig, *, labels: LabelObjective, n_steps: int, seed: int
     ) -> None:
         super().__init__()
         self.network = network
         self.config = config
-        self.register_buffer("weight_C", weight_C, persistent=False)
+        self.smoothing = labels.smoothing
+        for name in ("weight_C", "margin_C", "allowed_CC"):  # buffers move with the network
+            self.register_buffer(name, getattr(labels, name), persistent=False)
         self.n_steps, self.seed = n_steps, seed
+
+    @property
+    def labels(self) -> LabelObjective:
+        """How labels count, on the network's device."""
+        return LabelObjective(
+            weight_C=self.weight_C, margin_C=self.margin_C, allowed_CC=self.allowed_CC, smoothing=self.smoothing
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
         step_seed = np.random.SeedSequence([self.seed, self.global_step, self.global_rank]).generate_state(1)[0]
         torch.manual_seed(int(step_seed))  # inside the fork that `fit` opens: the caller's state is restored
-        loss, terms = total_loss(self.network(batch), batch, config=self.config, weight_C=self.weight_C)
+        loss, terms = total_loss(self.network(batch), batch, config=self.config, labels=self.labels)
         if not bool(torch.isfinite(loss)):
             rows = [] if batch.row_B is None else batch.row_B[:5].tolist()
             raise TrainingDivergedError(
@@ -67,7 +73,7 @@ class TrainingPlan(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Losses of one held-out batch, and the accuracy of its labels."""
         output = self.network(batch)
-        loss, terms = total_loss(output, batch, config=self.config, weight_C=self.weight_C)
+        loss, terms = total_loss(output, batch, config=self.config, labels=self.labels)
         if output.label_BC is not None and batch.label_B is not None and bool((batch.label_B != IGNORE).any()):
             known_B = batch.label_B != IGNORE
             terms["accuracy"] = (output.label_BC.argmax(-1) == batch.label_B)[known_B].float().mean()

@@ -16,8 +16,9 @@ import numpy.typing as npt
 import pandas as pd
 from torch import Tensor
 
-from cellxpert.batch import IGNORE
 from cellxpert.config import AdapterConfig, ModelConfig, TrainingConfig
+from cellxpert.data.calibration import Calibration
+from cellxpert.data.cell_types import Components
 from cellxpert.data.cells import Cells
 from cellxpert.data.collate import Collator
 from cellxpert.data.loaders import CellDataModule
@@ -28,8 +29,9 @@ from cellxpert.data.vocabulary import Vocabulary
 from cellxpert.errors import CellxPertWarning, ConfigError, ControlError, SplitError
 from cellxpert.nn.network import Network
 from cellxpert.training.fit import RunConfig, fit
-from cellxpert.training.objectives import class_weights
-from cellxpert.training.refit import refit_label_head, refit_responses
+from cellxpert.training.label_task import LabelTask
+from cellxpert.training.objectives import LabelObjective
+from cellxpert.training.refit import refit_responses
 from cellxpert.training.start import start_from_data, start_interventions, start_label_head
 
 __all__ = [
@@ -87,6 +89,7 @@ class Learned:
     split: pd.Series
     perturbations: Perturbations | None = None
     tensors: Mapping[str, Tensor] | None = None
+    calibration: Calibration | None = None
 
 
 def train_network(
@@ -127,6 +130,7 @@ def train_network(
             fresh=False,
             learned_targets=() if previous.perturbations is None else previous.perturbations.targets,
             history=previous.history,
+            components=None if previous.calibration is None else previous.calibration.types.components,
         )
     split = split_cells(cells, labels, arguments, seed=seed)
     train_rows = np.flatnonzero(split.to_numpy() == "train")
@@ -174,6 +178,7 @@ def learn(
     history: pd.DataFrame | None = None,
     fit_labels: bool = False,
     adapter: AdapterConfig | None = None,
+    components: Components | None = None,
 ) -> Learned:
     """Train a network on the training cells of a split.
 
@@ -199,6 +204,8 @@ def learn(
         Fit the label head to its optimum afterwards, also where labels steer what is below it.
     adapter
         The adapter that trains, with the label head, where nothing else of the network does; what is fitted after training stays too.
+    components
+        Components that labels were told in before; found anew if None.
     """
     if network.labels is not None:
         network.labels.gradient = config.network.label_gradient
@@ -216,16 +223,12 @@ def learn(
     if perturbations is not None and assigned is not None:
         kept_G = np.array([gene in learned_targets for gene in perturbations.targets], bool)
         start_interventions(network, tokens, rows=rows["train"], assigned=assigned, kept_G=kept_G)
-    labels, codes = cells.labels(), None
-    if classes and labels is not None:
-        code = pd.Categorical(labels, categories=list(classes)).codes.astype(np.int64)
-        codes = np.where(code < 0, IGNORE, code)
     settings = arguments.settings(config.training, n_train=len(rows["train"]))
-    told = _run(
+    told, calibration = _run(
         network,
         tokens,
         rows=rows,
-        codes=codes,
+        task=LabelTask.of(cells, classes, components=components),
         assigned=assigned,
         config=config,
         settings=settings,
@@ -244,6 +247,7 @@ def learn(
         history=told,
         split=split,
         perturbations=perturbations,
+        calibration=calibration,
     )
 
 
@@ -272,7 +276,7 @@ def _run(
     tokens: Tokens,
     *,
     rows: dict[str, npt.NDArray[np.int64]],
-    codes: npt.NDArray[np.int64] | None,
+    task: LabelTask | None,
     assigned: Assigned | None,
     config: ModelConfig,
     settings: TrainingConfig,
@@ -280,7 +284,7 @@ def _run(
     fingerprint: dict[str, object],
     fit_labels: bool,
     fit_responses: bool,
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, Calibration | None]:
     collator = Collator(
         tokens,
         n_features=network.n_features,
@@ -298,15 +302,11 @@ def _run(
         collator,
         train_rows=rows["train"],
         validation_rows=rows["validation"],
-        labels=codes,
+        labels=None if task is None else task.code_N,
         batch_size=settings.batch_size,
         clones=CLONES if config.network.position else 1,
         seed=arguments.seed,
     )
-    weight_C = None
-    if codes is not None:
-        known = codes[rows["train"]]
-        weight_C = class_weights(np.bincount(known[known >= 0], minlength=network.n_labels), settings.label_loss)
     run = RunConfig(
         max_epochs=settings.max_epochs,
         seed=arguments.seed,
@@ -318,12 +318,22 @@ def _run(
         fingerprint=fingerprint,
         progress_bar=arguments.progress_bar,
     )
-    history = fit(network, data, settings, weight_C=weight_C, run=run)
-    if codes is not None and (fit_labels or config.network.label_gradient == 0):
-        refit_label_head(network, collator, rows=rows["train"], codes=codes, label_loss=settings.label_loss)
+    objective = LabelObjective() if task is None else task.objective(rows["train"], settings)
+    history = fit(network, data, settings, labels=objective, run=run)
+    calibration, gradient = None, config.network.label_gradient
+    if task is not None:
+        calibration = task.finish(
+            network,
+            collator,
+            rows,
+            settings=settings,
+            seed=arguments.seed,
+            fit_labels=fit_labels or gradient == 0,
+            steered=gradient > 0,
+        )
     if assigned is not None and fit_responses:
         refit_responses(network, tokens, rows=rows["train"], assigned=assigned)
-    return history
+    return history, calibration
 
 
 def split_cells(cells: Cells, labels: pd.Series | None, arguments: TrainArguments, *, seed: int) -> pd.Series:

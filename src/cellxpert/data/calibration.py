@@ -1,0 +1,97 @@
+"""What labels of a trained model can be trusted with: measured on cells that were not used for them.
+
+Letters: N cells, C labels, Q quantiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from cellxpert.data.cell_types import Components, TypeModel
+
+__all__ = ["Calibration", "quantiles_of"]
+
+Floats = npt.NDArray[np.float64]
+LEVELS = np.linspace(0.0, 1.0, 201)
+"""Levels of the quantiles that are kept."""
+_ARRAYS = ("confidence_Q", "distance_Q", "surprise_Q")
+
+
+def quantiles_of(value_N: Floats) -> Floats:
+    """Return the quantiles that are kept of a score, (Q,): of its values, none in between."""
+    return np.quantile(value_N, LEVELS, method="inverted_cdf").astype(np.float64)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Calibration:
+    """What was measured on labelled cells that the label head had not seen.
+
+    ``source`` says which: ``"out-of-fold"`` (training cells, by heads fitted to the others), ``"left-out batches"`` (the same, whole
+    batches at a time) or ``"validation"``.
+    """
+
+    source: Literal["out-of-fold", "left-out batches", "validation"]
+    n_cells: int
+    temperature: float
+    """What logits are divided by."""
+    confidence_Q: Floats
+    """Quantiles of the largest probability."""
+    surprise_Q: Floats
+    """Quantiles of 1 - the probability of the true label."""
+    distance_Q: Floats
+    """Quantiles of the squared distance to the nearest label's mean."""
+    least_features: int
+    """Half the features that the poorest 1 % of training cells show, 1 at least."""
+    types: TypeModel
+
+    def threshold(self, score: Literal["confidence", "surprise", "distance"], level: float) -> float:
+        """Return the value of a score that a share ``level`` of the cells does not exceed."""
+        kept_Q = getattr(self, f"{score}_Q")
+        # rounded up, as a guarantee of coverage needs
+        return float(kept_Q[min(int(np.ceil(round(level * (len(kept_Q) - 1), 9))), len(kept_Q) - 1)])
+
+    def to_arrays(self, *, components: bool = True) -> dict[str, Floats]:
+        """Return all arrays by name, those of the components too or not."""
+        types = self.types
+        shared = {"usual_V": types.components.usual_V, "direct_VP": types.components.direct_VP} if components else {}
+        return (
+            {name: getattr(self, name) for name in _ARRAYS}
+            | shared
+            | {
+                "mean_CP": types.mean_CP,
+                "root_PP": types.root_PP,
+                "n_C": types.n_C,
+            }
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all that is no array."""
+        return {name: getattr(self, name) for name in ("source", "n_cells", "temperature", "least_features")}
+
+    @classmethod
+    def of(
+        cls, settings: dict[str, Any], arrays: Mapping[str, npt.ArrayLike], *, components: Components | None = None
+    ) -> Calibration:
+        """Rebuild from :meth:`to_dict` and :meth:`to_arrays`; ``components`` stand in for those that were left out."""
+        arrays = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
+        if components is None or "direct_VP" in arrays:
+            components = Components(usual_V=arrays["usual_V"], direct_VP=arrays["direct_VP"])
+        types = TypeModel(components, arrays["mean_CP"], arrays["root_PP"], arrays["n_C"])
+        return cls(
+            source=settings["source"],
+            n_cells=int(settings["n_cells"]),
+            temperature=float(settings["temperature"]),
+            least_features=int(settings["least_features"]),
+            types=types,
+            **{name: arrays[name] for name in _ARRAYS},
+        )
+
+    def rounded(self) -> Calibration:
+        """Return it as it is after it went through a file, where arrays are float32: saving must change no answer."""
+        arrays = {name: array.astype(np.float32) for name, array in self.to_arrays().items()}
+        return Calibration.of(self.to_dict(), arrays)

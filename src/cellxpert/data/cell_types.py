@@ -1,0 +1,143 @@
+"""How the cells of each label look: a Gaussian per label in principal components of magnitudes, all of one covariance.
+
+It says what a cell's label would be by these alone, which the label head starts from, and how far a cell is from all labels.
+
+Shape suffixes: N cells, V features, M modalities, K bins, P components, C labels, G groups of cells with the same features measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+from scipy.sparse.linalg import svds
+
+from cellxpert.data.components import deviations
+from cellxpert.data.tokens import Tokens
+
+__all__ = ["Components", "TypeModel", "find_components", "n_replicated", "scaled_magnitudes"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+N_COMPONENTS = 50
+"""Components looked for."""
+LEAST_COMPONENTS = 2
+LEAST_REPLICATED = 0.5
+"""Share of its variance that a component must have in cells that it was not found in: along the others the cells that it was found in lie
+far from all labels, and those alone."""
+
+
+def scaled_magnitudes(tokens: Tokens, rows: Ints, *, scale_MK: Floats, modality_V: Ints) -> sparse.csr_matrix:
+    """Return what is read of cells, one row each: the scale of each token's bin in its modality, 0 for a feature without a token."""
+    shape = (tokens.n_cells, len(modality_V))
+    scale_T = scale_MK[modality_V[tokens.feature], tokens.bin]
+    return sparse.csr_matrix((scale_T, tokens.feature, tokens.start), shape=shape)[rows]
+
+
+@dataclass(frozen=True, eq=False)
+class Components:
+    """Principal components of magnitudes."""
+
+    usual_V: Floats
+    """Mean magnitude of each feature in the cells where it was measured."""
+    direct_VP: Floats
+    """Orthonormal directions."""
+
+    def project(self, tokens: Tokens, rows: Ints, *, scale_MK: Floats, modality_V: Ints) -> Floats:
+        """Return coordinates of cells (N, P); a feature that was not measured in a cell deviates by nothing there."""
+        level_NV = scaled_magnitudes(tokens, rows, scale_MK=scale_MK, modality_V=modality_V)
+        pattern_G, group_N = np.unique(tokens.pattern[rows], return_inverse=True)
+        usual_GV = tokens.measured_features[pattern_G] * self.usual_V
+        return np.asarray(level_NV @ self.direct_VP) - (usual_GV @ self.direct_VP)[group_N.reshape(-1)]
+
+    def first(self, n_components: int) -> Components:
+        """Return the first components."""
+        return Components(usual_V=self.usual_V, direct_VP=self.direct_VP[:, :n_components])
+
+
+def n_replicated(found_FP: Floats, new_FP: Floats) -> int:
+    """Count the components whose variance is found again.
+
+    Parameters
+    ----------
+    found_FP, new_FP
+        Variance along each component of the cells that it was found in and of others, one row per fold.
+    """
+    ratio_P = (new_FP / np.maximum(found_FP, 1e-12)).mean(axis=0)
+    lost = np.flatnonzero(ratio_P < LEAST_REPLICATED)
+    return min(max(int(lost[0]) if len(lost) else len(ratio_P), LEAST_COMPONENTS), len(ratio_P))
+
+
+def find_components(tokens: Tokens, rows: Ints, *, scale_MK: Floats, modality_V: Ints, seed: int) -> Components:
+    """Find the principal components of cells, at most ``N_COMPONENTS``."""
+    level_NV = sparse.csr_array(scaled_magnitudes(tokens, rows, scale_MK=scale_MK, modality_V=modality_V))
+    pattern_G, group_N = np.unique(tokens.pattern[rows], return_inverse=True)
+    member_NG = sparse.csr_array((np.ones(len(rows)), (np.arange(len(rows)), group_N.reshape(-1))))
+    measured_GV = tokens.measured_features[pattern_G].astype(np.float64)
+    n_measured_V = np.maximum(np.asarray(member_NG.sum(axis=0)).ravel() @ measured_GV, 1)
+    usual_V = np.asarray(level_NV.sum(axis=0)).ravel() / n_measured_V
+    operator = deviations(level_NV, member_NG, measured_GV * usual_V)
+    n_components = min(N_COMPONENTS, min(operator.shape) - 1)
+    start = np.random.default_rng(seed).standard_normal(min(operator.shape))
+    _, size_P, direct_PV = svds(operator, k=n_components, v0=start)
+    return Components(usual_V=usual_V, direct_VP=direct_PV[np.argsort(-size_P)].T.copy())
+
+
+@dataclass(frozen=True, eq=False)
+class TypeModel:
+    """Labels as Gaussians of one covariance."""
+
+    components: Components
+    mean_CP: Floats
+    """Mean of each label's cells; 0 for a label without any."""
+    root_PP: Floats
+    """Lower triangular root of the inverse of the covariance about these means, which is shrunken (Ledoit & Wolf 2004)."""
+    n_C: Floats
+    """How many cells each label has."""
+
+    @classmethod
+    def fit(cls, components: Components, point_NP: Floats, code_N: Ints, *, n_labels: int) -> TypeModel:
+        """Fit to the coordinates of cells and the codes of their labels."""
+        from sklearn.covariance import ledoit_wolf
+
+        n_C = np.bincount(code_N, minlength=n_labels)
+        sum_CP = np.zeros((n_labels, point_NP.shape[1]))
+        np.add.at(sum_CP, code_N, point_NP)
+        mean_CP = sum_CP / np.maximum(n_C, 1)[:, None]
+        covariance_PP, _ = ledoit_wolf(point_NP - mean_CP[code_N], assume_centered=True)
+        floor = 1e-6 * max(float(np.trace(covariance_PP)) / len(covariance_PP), 1e-12)
+        precision_PP = np.linalg.inv(covariance_PP + floor * np.eye(len(covariance_PP)))
+        return cls(components, mean_CP, np.linalg.cholesky(precision_PP), n_C.astype(np.float64))
+
+    def distances(self, tokens: Tokens, *, scale_MK: Floats, modality_V: Ints) -> Floats:
+        """Return the :meth:`distance` of all cells of an object."""
+        rows = np.arange(tokens.n_cells)
+        return self.distance(self.components.project(tokens, rows, scale_MK=scale_MK, modality_V=modality_V))
+
+    def distance(self, point_NP: Floats) -> Floats:
+        """Return squared Mahalanobis distances to the nearest label's mean (N,)."""
+        return self._squared(point_NP).min(axis=1)
+
+    def linear(self) -> tuple[Floats, Floats]:
+        """Return the log posterior of labels, up to a constant, as a linear map of magnitudes: weights (V, C) and biases (C,).
+
+        A label without cells gets what the least likely of the others gets on average.
+        """
+        slope_PC = self.root_PP @ (self.root_PP.T @ self.mean_CP.T)
+        weight_VC = self.components.direct_VP @ slope_PC
+        log_share_C = np.log(np.maximum(self.n_C, 1) / max(self.n_C.sum(), 1))
+        bias_C = log_share_C - 0.5 * (self.mean_CP.T * slope_PC).sum(axis=0) - self.components.usual_V @ weight_VC
+        lacking_C = self.n_C == 0
+        if lacking_C.any() and not lacking_C.all():
+            typical_C = self.components.usual_V @ weight_VC + bias_C
+            weight_VC[:, lacking_C] = 0.0
+            bias_C[lacking_C] = typical_C[~lacking_C].min()
+        return weight_VC, bias_C
+
+    def _squared(self, point_NP: Floats) -> Floats:
+        mean_CP = self.mean_CP[self.n_C > 0]
+        white_NP, white_CP = point_NP @ self.root_PP, mean_CP @ self.root_PP
+        squared_NC = (white_NP**2).sum(axis=1)[:, None] - 2 * white_NP @ white_CP.T + (white_CP**2).sum(axis=1)
+        return np.maximum(squared_NC, 0.0)

@@ -1,0 +1,374 @@
+"""The label head is fitted to its optimum after training, and calibrated on cells that it has not seen.
+
+With the network fixed, the head is a multinomial logistic regression on a cell's binned magnitudes, its vector and image features: a
+convex problem, so that a solver finds what a few hundred steps of gradient descent do not. The network below was learned without
+labels, so that heads fitted to some of the training cells are honest about the others.
+
+It begins at a Gaussian per label (:mod:`cellxpert.data.cell_types`), which takes few cells to know: of rare labels more are found.
+
+Shape suffixes: N cells, X inputs, D width, V features, C labels, F image features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import sparse
+from scipy.special import log_softmax, softmax
+
+from cellxpert.config import LabelLoss
+from cellxpert.data.calibration import Calibration, quantiles_of
+from cellxpert.data.cell_types import Components, TypeModel, find_components, n_replicated, scaled_magnitudes
+from cellxpert.data.collate import Collator
+from cellxpert.data.components import MAX_CELLS
+from cellxpert.data.loaders import inference_batches
+from cellxpert.data.splits import folds_of
+from cellxpert.data.tokens import Tokens, shown_features
+from cellxpert.nn.network import Network
+from cellxpert.training.objectives import class_margins, class_weights
+from cellxpert.training.regression import fit_regression, fit_temperature
+
+__all__ = ["Labelled", "calibrate_label_head", "fit_label_head"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)
+"""Inverse penalties (scikit-learn's C) that are tried, strongest first."""
+USUAL_PENALTY = 0.1
+"""The one that is taken where cells are too few to choose."""
+N_FOLDS = 3
+LEAST_CALIBRATED = 50
+"""Fewest cells that a calibration is made of."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Labelled:
+    """Training cells and what is said of them."""
+
+    rows: Ints
+    """Cells, all with a label."""
+    code_N: Ints
+    """Code of each one's label."""
+    allowed_CC: Bools
+    """What a cell with a label may be: its row. The identity, where no label contains another."""
+    batch_N: npt.NDArray[np.object_] | None = None
+    """Batch of each cell; None: not known."""
+    label_loss: LabelLoss = "plain"
+    seed: int = 0
+
+    @property
+    def exact(self) -> bool:
+        """Whether every label means itself alone."""
+        return bool((self.allowed_CC.sum(axis=1) == 1).all())
+
+    def take(self, chosen: Ints) -> Labelled:
+        """Return some of the cells."""
+        batch_N = None if self.batch_N is None else self.batch_N[chosen]
+        return Labelled(
+            rows=self.rows[chosen],
+            code_N=self.code_N[chosen],
+            allowed_CC=self.allowed_CC,
+            batch_N=batch_N,
+            label_loss=self.label_loss,
+            seed=self.seed,
+        )
+
+
+@torch.no_grad()
+def fit_label_head(
+    network: Network, collator: Collator, cells: Labelled, *, components: Components | None = None
+) -> Calibration | None:
+    """Fit the label head of a trained network, in place: to binned magnitudes, cell vectors, and image features.
+
+    Penalty and temperature are those of the smallest loss on the cells of other folds; of more than ``MAX_CELLS`` cells, a sample decides.
+
+    Parameters
+    ----------
+    network
+        The network, in evaluation mode on the CPU; all but its label head stays.
+    collator
+        Tokens of the cells.
+    cells
+        Training cells with labels. With fewer than two labels nothing is done.
+    components
+        Components to tell labels in; those of the cells if None.
+
+    Returns
+    -------
+    The calibration; None where labels or cells are too few.
+    """
+    head = network.labels
+    if head is None or len(np.unique(cells.code_N)) < 2:
+        return None
+    inputs_NX = _inputs(network, collator, cells.rows)
+    rng = np.random.default_rng([cells.seed, 2])
+    some = np.arange(len(cells.rows))
+    if len(some) > MAX_CELLS:
+        some = np.sort(rng.choice(some, MAX_CELLS, replace=False))
+    reading = _Reading(network, collator.tokens, components=components, seed=cells.seed)
+    found = _cross_fit(reading, inputs_NX[some], cells.take(some))
+    if found is None:
+        _write(network, _regression(inputs_NX, cells, inverse_penalty=USUAL_PENALTY, offset_NC=None))
+        return None
+    weight_VC, bias_C = np.zeros((network.n_features, network.n_labels)), np.zeros(network.n_labels)
+    offset = None
+    if found.offset_NC is not None:
+        weight_VC, bias_C = (x / found.temperature for x in found.calibration.types.linear())
+        offset = log_softmax(inputs_NX[:, : network.n_features] @ weight_VC + bias_C, axis=1)
+        offset[some] = found.offset_NC  # by types that these cells did not make
+    weight_XC = _regression(inputs_NX, cells, inverse_penalty=found.inverse_penalty, offset_NC=offset)
+    weight_XC[: network.n_features] += weight_VC
+    weight_XC[-1] += bias_C
+    _write(network, weight_XC)
+    return found.calibration
+
+
+@torch.no_grad()
+def calibrate_label_head(
+    network: Network, collator: Collator, cells: Labelled, *, validation: Labelled, components: Components | None = None
+) -> Calibration | None:
+    """Calibrate the label head of a network that labels trained: of its probabilities only validation cells tell.
+
+    Where types lie is not the network's, so that training cells tell of distances. None where either cells are too few.
+    """
+    head = network.labels
+    if head is None or len(validation.rows) < LEAST_CALIBRATED or len(np.unique(cells.code_N)) < 2:
+        return None
+    folds = _folds(cells)
+    if folds is None:
+        return None
+    reading = _Reading(network, collator.tokens, components=components, seed=cells.seed)
+    types = _Types.fit(reading, cells, folds[0])
+    logits = [network.encode(batch).label_BC for _, batch in inference_batches(collator, validation.rows)]
+    order = np.concatenate([rows for rows, _ in inference_batches(collator, validation.rows)])
+    place = np.searchsorted(validation.rows, order)
+    logits_NC = np.empty((len(place), network.n_labels))
+    logits_NC[place] = torch.cat(logits).double().numpy()
+    allowed_NC = validation.allowed_CC[validation.code_N]
+    temperature, _ = fit_temperature(logits_NC, allowed_NC)
+    return _calibration(
+        "validation",
+        logits_NC,
+        allowed_NC,
+        temperature=temperature,
+        distance_N=types.distance_N[folds[1]],
+        least_features=_least_features(reading, cells.rows),
+        types=types.whole,
+    )
+
+
+class _Reading:
+    """How a network's label head reads cells."""
+
+    def __init__(self, network: Network, tokens: Tokens, *, components: Components | None, seed: int) -> None:
+        head = network.labels
+        assert head is not None
+        self.scale_MK = head.scale_MK.double().numpy()
+        self.modality_V = head.modality_V.numpy()[:-1]
+        self.tokens, self.components, self.seed, self.n_labels = tokens, components, seed, network.n_labels
+
+    def points(self, components: Components, rows: Ints) -> Floats:
+        return components.project(self.tokens, rows, scale_MK=self.scale_MK, modality_V=self.modality_V)
+
+    def find(self, rows: Ints) -> Components:
+        if self.components is not None:
+            return self.components
+        return find_components(self.tokens, rows, scale_MK=self.scale_MK, modality_V=self.modality_V, seed=self.seed)
+
+    def types(self, components: Components, cells: Labelled) -> TypeModel:
+        return TypeModel.fit(components, self.points(components, cells.rows), cells.code_N, n_labels=self.n_labels)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Types:
+    """Labels as Gaussians: of all cells, and of all but those of each fold."""
+
+    whole: TypeModel
+    others: list[TypeModel]
+    distance_N: Floats
+    """Distance of each cell to the nearest label of the other folds."""
+
+    @classmethod
+    def fit(cls, reading: _Reading, cells: Labelled, fold_N: Ints) -> _Types:
+        parts = [(np.flatnonzero(fold_N != f), np.flatnonzero(fold_N == f)) for f in range(N_FOLDS)]
+        found, components = reading.find(cells.rows), [reading.find(cells.rows[others]) for others, _ in parts]
+        if reading.components is None:
+            n = min(c.direct_VP.shape[1] for c in components)
+            shorter = [c.first(n) for c in components]
+            variance_SFP = [
+                np.stack(
+                    [
+                        reading.points(c, cells.rows[part[side]]).var(axis=0)
+                        for c, part in zip(shorter, parts, strict=True)
+                    ]
+                )
+                for side in (0, 1)
+            ]
+            n = n_replicated(*variance_SFP)
+            found, components = found.first(n), [c.first(n) for c in components]
+        others = [reading.types(c, cells.take(rest)) for c, (rest, _) in zip(components, parts, strict=True)]
+        distance_N = np.zeros(len(fold_N))
+        for types, (_, here) in zip(others, parts, strict=True):
+            distance_N[here] = types.distance(reading.points(types.components, cells.rows[here]))
+        return cls(whole=reading.types(found, cells), others=others, distance_N=distance_N)
+
+
+def _folds(cells: Labelled) -> tuple[Ints, Bools] | None:
+    """A fold for each cell, and the cells whose label other folds have too; None where there are too few of these."""
+    fold_N = folds_of(cells.code_N, groups=cells.batch_N, n_folds=N_FOLDS, seed=cells.seed)
+    known_N = np.zeros(len(fold_N), bool)  # a label that the other folds lack tells nothing of the head
+    for fold in range(N_FOLDS):
+        seen_C = np.bincount(cells.code_N[fold_N != fold], minlength=len(cells.allowed_CC)) > 0
+        here = fold_N == fold
+        known_N[here] = (cells.allowed_CC[cells.code_N[here]] & seen_C).any(axis=1)
+        if seen_C.sum() < 2:
+            return None
+    return (fold_N, known_N) if known_N.sum() >= LEAST_CALIBRATED else None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _CrossFit:
+    """What heads that were fitted to other folds say of the cells."""
+
+    inverse_penalty: float
+    offset_NC: Floats | None
+    """Where each cell's logits begin; None for 0."""
+    temperature: float
+    """Temperature of these beginnings."""
+    calibration: Calibration
+
+
+def _cross_fit(reading: _Reading, inputs_NX: sparse.csr_matrix, cells: Labelled) -> _CrossFit | None:
+    """Fit heads to all folds but one, with the penalty that is best for the one; None where cells are too few."""
+    folds = _folds(cells)
+    if folds is None:
+        return None
+    fold_N, known_N = folds
+    types = _Types.fit(reading, cells, fold_N)
+    allowed_NC = cells.allowed_CC[cells.code_N]
+    offset, offset_temperature = None, 1.0
+    if cells.exact:
+        offset_NC = np.zeros(allowed_NC.shape)
+        for fold, others in enumerate(types.others):
+            here = np.flatnonzero(fold_N == fold)
+            weight_VC, bias_C = others.linear()
+            offset_NC[here] = inputs_NX[here, : len(weight_VC)] @ weight_VC + bias_C
+        offset_temperature, _ = fit_temperature(offset_NC[known_N], allowed_NC[known_N])
+        offset = log_softmax(offset_NC / offset_temperature, axis=1)
+    best: tuple[float, float, float, Floats] | None = None
+    starts: list[Floats | None] = [None] * N_FOLDS
+    for inverse_penalty in PENALTIES:
+        logits_NC = np.zeros(allowed_NC.shape) if offset is None else offset.copy()
+        for fold in range(N_FOLDS):
+            others, here = np.flatnonzero(fold_N != fold), np.flatnonzero(fold_N == fold)
+            start = _regression(
+                inputs_NX[others],
+                cells.take(others),
+                inverse_penalty=inverse_penalty,
+                offset_NC=None if offset is None else offset[others],
+                start=starts[fold],
+            )
+            starts[fold] = start
+            logits_NC[here] += inputs_NX[here] @ start[:-1] + start[-1]
+        temperature, loss = fit_temperature(logits_NC[known_N], allowed_NC[known_N])
+        if best is not None and loss >= best[0]:
+            break
+        best = loss, inverse_penalty, temperature, logits_NC
+    assert best is not None
+    calibration = _calibration(
+        "out-of-fold" if cells.batch_N is None else "left-out batches",
+        best[3][known_N],
+        allowed_NC[known_N],
+        temperature=best[2],
+        distance_N=types.distance_N[known_N],
+        least_features=_least_features(reading, cells.rows),
+        types=types.whole,
+    )
+    return _CrossFit(inverse_penalty=best[1], offset_NC=offset, temperature=offset_temperature, calibration=calibration)
+
+
+def _calibration(
+    source: str,
+    logits_NC: Floats,
+    allowed_NC: Bools,
+    *,
+    temperature: float,
+    distance_N: Floats,
+    least_features: int,
+    types: TypeModel,
+) -> Calibration:
+    probability_NC = softmax(logits_NC / temperature, axis=1)
+    return Calibration(
+        source=source,
+        n_cells=len(logits_NC),
+        temperature=temperature,
+        confidence_Q=quantiles_of(probability_NC.max(axis=1)),
+        surprise_Q=quantiles_of(1 - np.where(allowed_NC, probability_NC, 0.0).sum(axis=1)),
+        distance_Q=quantiles_of(distance_N),
+        least_features=least_features,
+        types=types,
+    ).rounded()
+
+
+def _least_features(reading: _Reading, rows: Ints) -> int:
+    return max(1, int(np.quantile(shown_features(reading.tokens, reading.modality_V)[rows], 0.01) // 2))
+
+
+def _regression(
+    inputs_NX: sparse.csr_matrix,
+    cells: Labelled,
+    *,
+    inverse_penalty: float,
+    offset_NC: Floats | None,
+    start: Floats | None = None,
+) -> Floats:
+    n_labels = len(cells.allowed_CC)
+    count_C = np.bincount(cells.code_N, minlength=n_labels)
+    weight_C = class_weights(count_C.tolist(), cells.label_loss)
+    margin_C = class_margins(count_C.tolist()) if cells.label_loss == "ldam" else None
+    weight_N = None
+    if weight_C is not None:
+        weight_N = weight_C.double().numpy()[cells.code_N]
+        weight_N = weight_N / weight_N.mean()
+    return fit_regression(
+        inputs_NX,
+        cells.allowed_CC[cells.code_N],
+        inverse_penalty=inverse_penalty,
+        weight_N=weight_N,
+        offset_NC=offset_NC,
+        margin_C=None if margin_C is None else margin_C.double().numpy(),
+        start=start,
+    )
+
+
+def _inputs(network: Network, collator: Collator, rows: Ints) -> sparse.csr_matrix:
+    """What the head reads of cells, one row each: magnitudes, cell vector, image features."""
+    head, tokens = network.labels, collator.tokens
+    assert head is not None
+    vector_ND = np.zeros((tokens.n_cells, network.config.width))
+    for chosen, batch in inference_batches(collator, rows):
+        vector_ND[chosen] = network.encode(batch).cell_BD.double().numpy()
+    scale_MK, modality_V = head.scale_MK.double().numpy(), head.modality_V.numpy()[:-1]
+    parts = [
+        scaled_magnitudes(tokens, rows, scale_MK=scale_MK, modality_V=modality_V),
+        sparse.csr_matrix(vector_ND[rows]),
+    ]
+    if head.image is not None and tokens.image is not None:
+        parts.append(sparse.csr_matrix(np.nan_to_num(tokens.image[rows]).astype(np.float64)))
+    return sparse.hstack(parts, format="csr")
+
+
+def _write(network: Network, weight_XC: Floats) -> None:
+    head = network.labels
+    assert head is not None
+    weight = torch.from_numpy(weight_XC).float()
+    at = network.n_features + network.config.width
+    head.magnitude.weight[: network.n_features] = weight[: network.n_features]
+    head.cell.weight.copy_(weight[network.n_features : at].T)
+    if head.image is not None:
+        head.image.weight.copy_(weight[at:-1].T)
+    head.cell.bias.copy_(weight[-1])
