@@ -1,6 +1,6 @@
 """How the cells of each label look: a Gaussian per label in principal components of magnitudes, all of one covariance.
 
-It says what a cell's label would be by these alone, which the label head starts from, and how far a cell is from all labels.
+It says how far a cell is from all labels.
 
 Shape suffixes: N cells, V features, M modalities, K bins, P components, C labels, G groups of cells with the same features measured.
 """
@@ -118,26 +118,7 @@ class TypeModel:
 
     def distance(self, point_NP: Floats) -> Floats:
         """Return squared Mahalanobis distances to the nearest label's mean (N,)."""
-        return self._squared(point_NP).min(axis=1)
-
-    def linear(self) -> tuple[Floats, Floats]:
-        """Return the log posterior of labels, up to a constant, as a linear map of magnitudes: weights (V, C) and biases (C,).
-
-        A label without cells gets what the least likely of the others gets on average.
-        """
-        slope_PC = self.root_PP @ (self.root_PP.T @ self.mean_CP.T)
-        weight_VC = self.components.direct_VP @ slope_PC
-        log_share_C = np.log(np.maximum(self.n_C, 1) / max(self.n_C.sum(), 1))
-        bias_C = log_share_C - 0.5 * (self.mean_CP.T * slope_PC).sum(axis=0) - self.components.usual_V @ weight_VC
-        lacking_C = self.n_C == 0
-        if lacking_C.any() and not lacking_C.all():
-            typical_C = self.components.usual_V @ weight_VC + bias_C
-            weight_VC[:, lacking_C] = 0.0
-            bias_C[lacking_C] = typical_C[~lacking_C].min()
-        return weight_VC, bias_C
-
-    def _squared(self, point_NP: Floats) -> Floats:
         mean_CP = self.mean_CP[self.n_C > 0]
         white_NP, white_CP = point_NP @ self.root_PP, mean_CP @ self.root_PP
         squared_NC = (white_NP**2).sum(axis=1)[:, None] - 2 * white_NP @ white_CP.T + (white_CP**2).sum(axis=1)
-        return np.maximum(squared_NC, 0.0)
+        return np.maximum(squared_NC, 0.0).min(axis=1)

@@ -4,8 +4,6 @@ With the network fixed, the head is a multinomial logistic regression on a cell'
 convex problem, so that a solver finds what a few hundred steps of gradient descent do not. The network below was learned without
 labels, so that heads fitted to some of the training cells are honest about the others.
 
-It begins at a Gaussian per label (:mod:`cellxpert.data.cell_types`), which takes few cells to know: of rare labels more are found.
-
 Shape suffixes: N cells, X inputs, D width, V features, C labels, F image features.
 """
 
@@ -17,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import sparse
-from scipy.special import log_softmax, softmax
+from scipy.special import softmax
 
 from cellxpert.config import LabelLoss
 from cellxpert.data.calibration import Calibration, quantiles_of
@@ -36,7 +34,7 @@ __all__ = ["Labelled", "calibrate_label_head", "fit_label_head"]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
-PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0)
+PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Inverse penalties (scikit-learn's C) that are tried, strongest first."""
 USUAL_PENALTY = 0.1
 """The one that is taken where cells are too few to choose."""
@@ -59,11 +57,6 @@ class Labelled:
     """Batch of each cell; None: not known."""
     label_loss: LabelLoss = "plain"
     seed: int = 0
-
-    @property
-    def exact(self) -> bool:
-        """Whether every label means itself alone."""
-        return bool((self.allowed_CC.sum(axis=1) == 1).all())
 
     def take(self, chosen: Ints) -> Labelled:
         """Return some of the cells."""
@@ -110,21 +103,9 @@ def fit_label_head(
     if len(some) > MAX_CELLS:
         some = np.sort(rng.choice(some, MAX_CELLS, replace=False))
     reading = _Reading(network, collator.tokens, components=components, seed=cells.seed)
-    found = _cross_fit(reading, inputs_NX[some], cells.take(some))
-    if found is None:
-        _write(network, _regression(inputs_NX, cells, inverse_penalty=USUAL_PENALTY, offset_NC=None))
-        return None
-    weight_VC, bias_C = np.zeros((network.n_features, network.n_labels)), np.zeros(network.n_labels)
-    offset = None
-    if found.offset_NC is not None:
-        weight_VC, bias_C = (x / found.temperature for x in found.calibration.types.linear())
-        offset = log_softmax(inputs_NX[:, : network.n_features] @ weight_VC + bias_C, axis=1)
-        offset[some] = found.offset_NC  # by types that these cells did not make
-    weight_XC = _regression(inputs_NX, cells, inverse_penalty=found.inverse_penalty, offset_NC=offset)
-    weight_XC[: network.n_features] += weight_VC
-    weight_XC[-1] += bias_C
-    _write(network, weight_XC)
-    return found.calibration
+    inverse_penalty, calibration = _cross_fit(reading, inputs_NX[some], cells.take(some))
+    _write(network, _regression(inputs_NX, cells, inverse_penalty=inverse_penalty))
+    return calibration
 
 
 @torch.no_grad()
@@ -230,55 +211,30 @@ def _folds(cells: Labelled) -> tuple[Ints, Bools] | None:
     return (fold_N, known_N) if known_N.sum() >= LEAST_CALIBRATED else None
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class _CrossFit:
-    """What heads that were fitted to other folds say of the cells."""
-
-    inverse_penalty: float
-    offset_NC: Floats | None
-    """Where each cell's logits begin; None for 0."""
-    temperature: float
-    """Temperature of these beginnings."""
-    calibration: Calibration
-
-
-def _cross_fit(reading: _Reading, inputs_NX: sparse.csr_matrix, cells: Labelled) -> _CrossFit | None:
-    """Fit heads to all folds but one, with the penalty that is best for the one; None where cells are too few."""
+def _cross_fit(reading: _Reading, inputs_NX: sparse.csr_matrix, cells: Labelled) -> tuple[float, Calibration | None]:
+    """Fit heads to all folds but one, and choose the penalty that is best for the one; no calibration where cells are too few."""
     folds = _folds(cells)
     if folds is None:
-        return None
+        return USUAL_PENALTY, None
     fold_N, known_N = folds
-    types = _Types.fit(reading, cells, fold_N)
     allowed_NC = cells.allowed_CC[cells.code_N]
-    offset, offset_temperature = None, 1.0
-    if cells.exact:
-        offset_NC = np.zeros(allowed_NC.shape)
-        for fold, others in enumerate(types.others):
-            here = np.flatnonzero(fold_N == fold)
-            weight_VC, bias_C = others.linear()
-            offset_NC[here] = inputs_NX[here, : len(weight_VC)] @ weight_VC + bias_C
-        offset_temperature, _ = fit_temperature(offset_NC[known_N], allowed_NC[known_N])
-        offset = log_softmax(offset_NC / offset_temperature, axis=1)
     best: tuple[float, float, float, Floats] | None = None
     starts: list[Floats | None] = [None] * N_FOLDS
     for inverse_penalty in PENALTIES:
-        logits_NC = np.zeros(allowed_NC.shape) if offset is None else offset.copy()
+        logits_NC = np.zeros(allowed_NC.shape)
         for fold in range(N_FOLDS):
             others, here = np.flatnonzero(fold_N != fold), np.flatnonzero(fold_N == fold)
-            start = _regression(
-                inputs_NX[others],
-                cells.take(others),
-                inverse_penalty=inverse_penalty,
-                offset_NC=None if offset is None else offset[others],
-                start=starts[fold],
+            fitted = _regression(
+                inputs_NX[others], cells.take(others), inverse_penalty=inverse_penalty, start=starts[fold]
             )
-            starts[fold] = start
-            logits_NC[here] += inputs_NX[here] @ start[:-1] + start[-1]
+            starts[fold] = fitted
+            logits_NC[here] = inputs_NX[here] @ fitted[:-1] + fitted[-1]
         temperature, loss = fit_temperature(logits_NC[known_N], allowed_NC[known_N])
         if best is not None and loss >= best[0]:
             break
         best = loss, inverse_penalty, temperature, logits_NC
     assert best is not None
+    types = _Types.fit(reading, cells, fold_N)
     calibration = _calibration(
         "out-of-fold" if cells.batch_N is None else "left-out batches",
         best[3][known_N],
@@ -288,7 +244,7 @@ def _cross_fit(reading: _Reading, inputs_NX: sparse.csr_matrix, cells: Labelled)
         least_features=_least_features(reading, cells.rows),
         types=types.whole,
     )
-    return _CrossFit(inverse_penalty=best[1], offset_NC=offset, temperature=offset_temperature, calibration=calibration)
+    return best[1], calibration
 
 
 def _calibration(
@@ -323,7 +279,6 @@ def _regression(
     cells: Labelled,
     *,
     inverse_penalty: float,
-    offset_NC: Floats | None,
     start: Floats | None = None,
 ) -> Floats:
     n_labels = len(cells.allowed_CC)
@@ -339,7 +294,6 @@ def _regression(
         cells.allowed_CC[cells.code_N],
         inverse_penalty=inverse_penalty,
         weight_N=weight_N,
-        offset_NC=offset_NC,
         margin_C=None if margin_C is None else margin_C.double().numpy(),
         start=start,
     )

@@ -1,6 +1,6 @@
 """Multinomial logistic regression of cells that may be one of several classes: a label can be as coarse as its author was.
 
-scikit-learn has the case of one class per cell, without offsets and margins; with these, it is the same problem.
+scikit-learn has the case of one class per cell, without margins.
 
 Shape suffixes: N cells, X inputs, C classes.
 """
@@ -29,7 +29,6 @@ def fit_regression(
     *,
     inverse_penalty: float,
     weight_N: Floats | None = None,
-    offset_NC: Floats | None = None,
     margin_C: Floats | None = None,
     start: Floats | None = None,
 ) -> Floats:
@@ -45,8 +44,6 @@ def fit_regression(
         scikit-learn's C. The intercept is not penalised.
     weight_N
         Weight of each cell.
-    offset_NC
-        What the logits are before any input is read.
     margin_C
         How much higher than the others the logits of allowed classes must be to count as equal (Cao et al. 2019).
     start
@@ -59,9 +56,7 @@ def fit_regression(
     (n_cells, n_inputs), n_classes = inputs_NX.shape, allowed_NC.shape[1]
     weight_N = np.ones(n_cells) if weight_N is None else weight_N
     transposed_XN = inputs_NX.T.tocsr()
-    shift_NC = np.zeros((1, n_classes)) if offset_NC is None else offset_NC
-    if margin_C is not None:
-        shift_NC = shift_NC - allowed_NC * margin_C
+    shift_NC = 0.0 if margin_C is None else -(allowed_NC * margin_C)
     size = inverse_penalty * weight_N.sum()
 
     def loss(flat: Floats) -> tuple[float, Floats]:
