@@ -341,6 +341,7 @@ def _with_head(base: TrainedState, adapter: Adapter) -> Network:
         n_image=base.vocabulary.n_image,
         n_labels=len(adapter.labels),
         n_targets=0 if base.perturbations is None else len(base.perturbations.targets),
+        n_tissues=0 if base.tissues is None else len(base.tissues.names),
         seed=base.seed,
     )
     weights = {name: x for name, x in base.network.state_dict().items() if not name.startswith(HEAD)}

@@ -33,6 +33,7 @@ class SetupMethods:
         layers: Mapping[str, str | None] | None = None,
         batch_key: str | None = None,
         labels_key: str | None = None,
+        tissue_key: str | None = None,
         unlabeled_category: str = "Unknown",
         label_terms: str | Mapping[str, str] | pd.DataFrame | None = None,
         perturbation_key: str | None = None,
@@ -57,6 +58,8 @@ class SetupMethods:
             Per role, the layer that holds its counts, e.g. ``{"rna": "counts"}``; ``X`` by default.
         batch_key, labels_key
             Columns of ``obs`` with batches and labels.
+        tissue_key
+            Column of ``obs`` with the tissue of each cell, which a head of its own then learns to name.
         unlabeled_category
             Label of cells whose type is not known.
         label_terms
@@ -100,6 +103,7 @@ class SetupMethods:
             layers=layers,
             batch_key=batch_key,
             labels_key=labels_key,
+            tissue_key=tissue_key,
             unlabeled_category=unlabeled_category,
             perturbation_key=perturbation_key,
             control_category=control_category,
@@ -124,6 +128,7 @@ class SetupMethods:
         layer: str | None = None,
         batch_key: str | None = None,
         labels_key: str | None = None,
+        tissue_key: str | None = None,
         unlabeled_category: str = "Unknown",
         label_terms: str | Mapping[str, str] | pd.DataFrame | None = None,
         perturbation_key: str | None = None,
@@ -146,7 +151,7 @@ class SetupMethods:
             Role of its matrix: ``"rna"``, ``"atac"`` or ``"protein"``.
         layer
             Layer that holds the counts; None for ``X``.
-        batch_key, labels_key, unlabeled_category, label_terms, perturbation_key, control_category, perturbation_type, counts
+        batch_key, labels_key, tissue_key, unlabeled_category, label_terms, perturbation_key, control_category, perturbation_type, counts
             As in :meth:`setup_mudata`.
         spatial_key, library_key, neighbors_key, n_neighbors, image_key
             As in :meth:`setup_mudata`.
@@ -166,6 +171,7 @@ class SetupMethods:
             layer=layer,
             batch_key=batch_key,
             labels_key=labels_key,
+            tissue_key=tissue_key,
             unlabeled_category=unlabeled_category,
             perturbation_key=perturbation_key,
             control_category=control_category,
@@ -191,6 +197,7 @@ class SetupMethods:
         layer: str | None = None,
         batch_key: str | None = None,
         labels_key: str | None = None,
+        tissue_key: str | None = None,
         unlabeled_category: str = "Unknown",
         label_terms: str | Mapping[str, str] | pd.DataFrame | None = None,
         perturbation_key: str | None = None,
@@ -218,7 +225,7 @@ class SetupMethods:
             ``obsm`` array of the table with coordinates, all in one coordinate system; None for none.
         library_key
             Column with the section of each cell; by default the table's ``region_key``, if it names several regions.
-        modality, layer, batch_key, labels_key, unlabeled_category, label_terms, perturbation_key, control_category, perturbation_type, counts
+        modality, layer, batch_key, labels_key, tissue_key, unlabeled_category, label_terms, perturbation_key, control_category, perturbation_type, counts
             As in :meth:`setup_anndata`.
         neighbors_key, n_neighbors, image_key
             As in :meth:`setup_mudata`.
@@ -247,6 +254,7 @@ class SetupMethods:
             layer=layer,
             batch_key=batch_key,
             labels_key=labels_key,
+            tissue_key=tissue_key,
             unlabeled_category=unlabeled_category,
             perturbation_key=perturbation_key,
             control_category=control_category,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -18,7 +18,7 @@ import torch
 
 from cellxpert.adapters import Adapter, read_adapter, require_name, write_adapter
 from cellxpert.config import ModelConfig
-from cellxpert.data.calibration import Calibration
+from cellxpert.data.calibration import Calibration, Tissues
 from cellxpert.data.cell_types import Components
 from cellxpert.data.perturbations import Perturbations
 from cellxpert.data.record import Setup
@@ -78,6 +78,8 @@ class TrainedState:
     perturbations: Perturbations | None = None
     calibration: Calibration | None = None
     """What labels can be trusted with; None: not measured."""
+    tissues: Tissues | None = None
+    """Tissues that it tells apart."""
 
 
 def _tensors(network: Network) -> dict[str, torch.Tensor]:
@@ -143,6 +145,7 @@ def save_state(
             "seed": state.seed,
             "perturbations": None if state.perturbations is None else state.perturbations.to_dict(),
             "calibration": None if state.calibration is None else state.calibration.to_dict(),
+            "tissues": None if state.tissues is None else asdict(state.tissues),
             "vocabulary_hash": state.vocabulary.hash(),
             "weights_hash": weights_hash(state.network),
             "history": history_values(state.history),
@@ -223,6 +226,9 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         calibration = None
         if (measured := config.get("calibration")) is not None:
             calibration = Calibration.of(measured, read_arrays(folder / CALIBRATION))
+        tissues = None
+        if (told := config.get("tissues")) is not None:
+            tissues = Tissues(names=label_names(told["names"]), temperature=float(told["temperature"]))
         history = history_table(config["history"])
     except (AttributeError, KeyError, TypeError, ValueError, NotSetUpError) as error:
         if isinstance(error, ConfigError | VocabularyError | CheckpointError):
@@ -243,6 +249,7 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         n_image=vocabulary.n_image,
         n_labels=len(labels),
         n_targets=0 if perturbations is None else len(perturbations.targets),
+        n_tissues=0 if tissues is None else len(tissues.names),
         seed=seed,
     )
     network.load_state_dict(read_tensors(folder / _WEIGHTS, network.state_dict()))
@@ -259,6 +266,7 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         seed=seed,
         perturbations=perturbations,
         calibration=calibration,
+        tissues=tissues,
     )
 
 

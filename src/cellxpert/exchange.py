@@ -79,7 +79,7 @@ def read(state: TrainedState, data: Data, *, setup: Setup, call: str, inplace: b
     CellxPertWarning
         To the caller of the method: what the checks found, and cells of which nothing is read.
     """
-    setup = replace(setups.query_setup(setup, data), batch_key=None, labels_key=None)
+    setup = replace(setups.query_setup(setup, data), batch_key=None, labels_key=None, tissue_key=None)
     if inplace:
         require_writable(data, f"{call}(inplace=True)")
     notes = setups.validate(data, setup)
@@ -224,7 +224,13 @@ def describe(state: TrainedState, tokens: Tokens, *, started: float, device: str
 
 
 def evidence(
-    state: TrainedState, data: Data, tokens: Tokens, logits_NC: npt.NDArray[np.float32], *, clusters_key: str | None
+    state: TrainedState,
+    data: Data,
+    tokens: Tokens,
+    *,
+    logits_NC: npt.NDArray[np.float32],
+    tissue_NC: npt.NDArray[np.float32],
+    clusters_key: str | None,
 ) -> Evidence:
     """Gather what labels are decided from."""
     modality_V, distance_N = state.vocabulary.role_of_feature, None
@@ -240,6 +246,7 @@ def evidence(
         shown_N=shown_features(tokens, modality_V),
         distance_N=distance_N,
         cluster_N=cluster_N,
+        tissue_NC=None if state.tissues is None else tissue_NC,
     )
 
 
@@ -257,6 +264,8 @@ def annotation_table(result: Annotation, index: pd.Index) -> pd.DataFrame:
         columns["ontology_term_id"] = result.terms
     if result.sets_NC is not None:
         columns["set_size"] = result.sets_NC.sum(axis=1)
+    if result.tissue is not None and result.tissue_confidence is not None:
+        columns |= {"tissue": result.tissue, "tissue_confidence": result.tissue_confidence}
     return pd.DataFrame(columns, index=index)
 
 
@@ -270,11 +279,13 @@ def write_annotation(data: Data, result: Annotation, *, key: str, entry: dict[st
         "ood": keys.ood_key(key),
         "ontology_term_id": keys.ontology_key(key),
         "set_size": keys.set_size_key(key),
+        "tissue": keys.tissue_key(key),
+        "tissue_confidence": keys.tissue_confidence_key(key),
     }
     for column, name in names.items():
         if column not in table:
             forget_obs(data, name)
-        elif column in {"label", "reason", "ontology_term_id"}:
+        elif column in {"label", "reason", "ontology_term_id", "tissue"}:
             write_obs(data, name, pd.Series(pd.Categorical(table[column].astype(str)), index=data.obs_names))
         else:
             write_obs(data, name, table[column])

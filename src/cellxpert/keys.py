@@ -17,6 +17,8 @@ __all__ = [
     "reason_key",
     "set_size_key",
     "sets_key",
+    "tissue_confidence_key",
+    "tissue_key",
 ]
 
 INFO = "cellxpert_info"
@@ -89,6 +91,24 @@ def ontology_key(key: str = LABEL) -> str:
     'cellxpert_label_ontology_term_id'
     """
     return f"{key}_ontology_term_id"
+
+
+def tissue_key(key: str = LABEL) -> str:
+    """Name of the ``obs`` column with the tissue of cells, beside their labels in ``obs[key]``.
+
+    >>> tissue_key()
+    'cellxpert_tissue'
+    """
+    return f"{_stem(key)}_tissue"
+
+
+def tissue_confidence_key(key: str = LABEL) -> str:
+    """Name of the ``obs`` column that holds the confidence of the tissues.
+
+    >>> tissue_confidence_key()
+    'cellxpert_tissue_confidence'
+    """
+    return f"{tissue_key(key)}_confidence"
 
 
 def set_size_key(key: str = LABEL) -> str:

@@ -283,6 +283,7 @@ class CellxPert(SetupMethods, AdapterMethods):
             adapter=None if own is None else own.config,
             tensors=None if own is None else own.tensors,
             components=components_of(state),
+            tissues=state.tissues,
         )
         self._data, self._setup = data, setup
         if own is None:
@@ -303,6 +304,7 @@ class CellxPert(SetupMethods, AdapterMethods):
             seed=self._seed,
             perturbations=learned.perturbations,
             calibration=learned.calibration,
+            tissues=learned.tissues,
         )
         self._state.network.to(self._device)
 
@@ -348,7 +350,7 @@ class CellxPert(SetupMethods, AdapterMethods):
         """
         started = time.perf_counter()
         data, tokens = self._read(mdata, "get_latent", inplace=inplace)
-        vectors, _ = self._embed(tokens, batch_size)
+        vectors, *_ = self._embed(tokens, batch_size)
         if not inplace:
             return vectors
         write_obsm(data, key_added, vectors)
@@ -460,7 +462,7 @@ class CellxPert(SetupMethods, AdapterMethods):
         Returns
         -------
         With ``inplace=False`` a table with the columns ``label``, ``confidence``, ``reason``, ``ood`` and, where they are known,
-        ``ontology_term_id`` and ``set_size``; with ``return_proba`` a table with one column per label. The index is ``obs_names``.
+        ``ontology_term_id``, ``set_size``, ``tissue`` and ``tissue_confidence``; with ``return_proba`` a table with one column per label. The index is ``obs_names``.
 
         Raises
         ------
@@ -480,7 +482,8 @@ class CellxPert(SetupMethods, AdapterMethods):
         **Writes** to ``obs``: ``key_added`` (categorical, no unused categories), ``cellxpert_confidence`` (float32; the probability
         of the label), ``cellxpert_reason`` (categorical; ``"labelled"``, ``"coarser"`` or why not), ``cellxpert_ood`` (float32; the
         distance to the nearest label, 1 where 5 % of cells like the training cells are farther, NaN if the model is not calibrated),
-        ``cellxpert_label_ontology_term_id`` (``"unknown"`` for none) and ``cellxpert_set_size``. To ``obsm``: ``cellxpert_proba``
+        ``cellxpert_label_ontology_term_id`` (``"unknown"`` for none), ``cellxpert_set_size``, and ``cellxpert_tissue`` with
+        ``cellxpert_tissue_confidence`` where the setup named a ``tissue_key``. To ``obsm``: ``cellxpert_proba``
         (float32 of shape (n_cells, n_labels)) and ``cellxpert_sets`` (bool, the same shape). And a record in
         ``uns["cellxpert_info"]["annotate"]`` whose ``classes`` name their columns.
         """
@@ -494,15 +497,18 @@ class CellxPert(SetupMethods, AdapterMethods):
             raise ConfigError("annotate(back_off=)", found=found, fix=fix)
         ontology = None if back_off is None else CellOntology()
         data, tokens = self._read(mdata, "annotate", inplace=inplace)
-        logits = self._embed(tokens, batch_size)[1]
+        _, logits, tissue_logits = self._embed(tokens, batch_size)
         result = annotate(
-            exchange.evidence(state, data, tokens, logits, clusters_key=clusters_key),
+            exchange.evidence(
+                state, data, tokens, logits_NC=logits, tissue_NC=tissue_logits, clusters_key=clusters_key
+            ),
             classes=state.labels,
             unlabeled_category=self._setup.unlabeled_category,
             calibration=state.calibration,
             options=options,
             label_terms=terms,
             ontology=ontology,
+            tissues=state.tissues,
         )
         if inplace:
             asked = {k: v for k, v in asdict(options).items() if v is not None}
@@ -696,7 +702,7 @@ class CellxPert(SetupMethods, AdapterMethods):
         """How the model's own object is read, or one that it was not made with: that may have what the own one lacks."""
         return self._setup if data is self._data or self._state is None else self._state.setup
 
-    def _embed(self, tokens: Tokens, batch_size: int | None) -> tuple[np.ndarray, np.ndarray]:
+    def _embed(self, tokens: Tokens, batch_size: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         state = self._trained()
         return embed(state.network, exchange.collate(state, tokens), batch_size=batch_size, device=self._device)
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from cellxpert.data.cell_types import Components, TypeModel
 
-__all__ = ["Calibration", "quantiles_of"]
+__all__ = ["Calibration", "Tissues", "quantiles_of"]
 
 Floats = npt.NDArray[np.float64]
 LEVELS = np.linspace(0.0, 1.0, 201)
@@ -25,6 +25,15 @@ _ARRAYS = ("confidence_Q", "distance_Q", "surprise_Q")
 def quantiles_of(value_N: Floats) -> Floats:
     """Return the quantiles that are kept of a score, (Q,): of its values, none in between."""
     return np.quantile(value_N, LEVELS, method="inverted_cdf").astype(np.float64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tissues:
+    """Tissues that a model tells apart."""
+
+    names: tuple[str, ...]
+    temperature: float = 1.0
+    """What their logits are divided by."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

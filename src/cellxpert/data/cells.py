@@ -247,6 +247,13 @@ class Cells:
             return None
         return columns.as_categories(self.obs(key), key=key, missing=self.setup.unlabeled_category)
 
+    def tissues(self) -> pd.Series | None:
+        """Tissue of each cell as text, or None if the setup has no ``tissue_key``; a missing one is not known."""
+        key = self.setup.tissue_key
+        if key is None:
+            return None
+        return columns.as_categories(self.obs(key), key=key, missing=self.setup.unlabeled_category)
+
     def conditions(self) -> pd.Series | None:
         """Condition of each cell as text, or None if the setup has no ``perturbation_key``; a missing one is an error."""
         key = self.setup.perturbation_key

@@ -70,6 +70,7 @@ class Setup:
     """In the order of :data:`~cellxpert.data.roles.MEASURED`."""
     batch_key: str | None = None
     labels_key: str | None = None
+    tissue_key: str | None = None
     unlabeled_category: str = "Unknown"
     perturbation_key: str | None = None
     control_category: str = "control"
@@ -109,7 +110,7 @@ class Setup:
             },
             "unlabeled_category": self.unlabeled_category,
         }
-        out |= {k: v for k in ("batch_key", "labels_key") if (v := getattr(self, k)) is not None}
+        out |= {k: v for k in ("batch_key", "labels_key", "tissue_key") if (v := getattr(self, k)) is not None}
         if self.perturbation_key is not None:
             out |= {k: getattr(self, k) for k in _PERTURBATION}
         if self.spatial is not None:
@@ -137,7 +138,7 @@ class Setup:
                 for role in MEASURED
                 if role in data["modalities"]
             )
-            names = ("batch_key", "labels_key", "unlabeled_category", *_PERTURBATION)
+            names = ("batch_key", "labels_key", "tissue_key", "unlabeled_category", *_PERTURBATION)
             texts = {k: str(data[k]) for k in names if k in data}
             notes = tuple(str(n) for n in np.atleast_1d(data.get("notes", ())))
             spatial = None

@@ -51,6 +51,7 @@ def setup_mudata(
     layers: Mapping[str, str | None] | None = None,
     batch_key: str | None = None,
     labels_key: str | None = None,
+    tissue_key: str | None = None,
     unlabeled_category: str = "Unknown",
     perturbation_key: str | None = None,
     control_category: str = "control",
@@ -70,7 +71,7 @@ def setup_mudata(
         Name in ``mdata.mod`` of the modality that plays each role; at least one.
     layers
         Per role, the layer that holds the values; ``X`` where nothing is said.
-    batch_key, labels_key
+    batch_key, labels_key, tissue_key
         Columns of ``obs``, in the modalities or in the MuData itself.
     unlabeled_category
         Label of cells whose type is not known; cells without a value count as such.
@@ -114,7 +115,8 @@ def setup_mudata(
         for r, n in names.items()
     )
     perturbation = (perturbation_key, control_category, perturbation_type)
-    return _register(mdata, _setup(modalities, batch_key, labels_key, unlabeled_category, perturbation, spatial))
+    columns = {"batch_key": batch_key, "labels_key": labels_key, "tissue_key": tissue_key}
+    return _register(mdata, _setup(modalities, columns, unlabeled_category, perturbation, spatial))
 
 
 def setup_anndata(
@@ -124,6 +126,7 @@ def setup_anndata(
     layer: str | None = None,
     batch_key: str | None = None,
     labels_key: str | None = None,
+    tissue_key: str | None = None,
     unlabeled_category: str = "Unknown",
     perturbation_key: str | None = None,
     control_category: str = "control",
@@ -141,7 +144,7 @@ def setup_anndata(
         Role of its matrix: ``"rna"``, ``"atac"`` or ``"protein"``.
     layer
         Layer that holds the values; None for ``X``.
-    batch_key, labels_key, unlabeled_category, perturbation_key, control_category, perturbation_type, counts
+    batch_key, labels_key, tissue_key, unlabeled_category, perturbation_key, control_category, perturbation_type, counts
         As in :func:`setup_mudata`.
     spatial
         As in :func:`setup_mudata`.
@@ -162,7 +165,8 @@ def setup_anndata(
         raise ConfigError("setup_anndata(modality=)", found=repr(modality), fix=f"use one of {list(MEASURED)}")
     modalities = (ModalitySetup(role=modality, layer=layer, counts=_counts(counts)),)
     perturbation = (perturbation_key, control_category, perturbation_type)
-    return _register(adata, _setup(modalities, batch_key, labels_key, unlabeled_category, perturbation, spatial))
+    columns = {"batch_key": batch_key, "labels_key": labels_key, "tissue_key": tissue_key}
+    return _register(adata, _setup(modalities, columns, unlabeled_category, perturbation, spatial))
 
 
 def _check_roles(mdata: MuData, names: dict[str, str]) -> None:
@@ -208,14 +212,13 @@ def _counts(counts: object) -> Any:
 
 def _setup(
     modalities: tuple[ModalitySetup, ...],
-    batch_key: object,
-    labels_key: object,
+    columns: dict[str, Any],
     unlabeled: object,
     perturbation: tuple[object, object, object],
     spatial: SpatialSetup | None,
 ) -> Setup:
     perturbation_key, control, kind = perturbation
-    columns = {"batch_key": batch_key, "labels_key": labels_key, "perturbation_key": perturbation_key}
+    columns = columns | {"perturbation_key": perturbation_key}
     for name, value in columns.items():
         if value is not None and not (isinstance(value, str) and value):
             raise ConfigError(f"{name}=", found=repr(value), fix="give the name of a column of obs, or None")
@@ -377,7 +380,7 @@ def query_setup(setup: Setup, data: AnnData | MuData) -> Setup:
                 call = f"setup_mudata(mdata, {m.role}={m.name!r}, layers={{{m.role!r}: ...}})"
             fix = f"say where its counts are: call cellxpert.CellxPert.{call} on it, None for X"
             raise LayerError("query" if m.name is None else f"query[{m.name!r}]", found=found, fix=fix)
-    keys_of = ("batch_key", "labels_key", "perturbation_key")
+    keys_of = ("batch_key", "labels_key", "tissue_key", "perturbation_key")
     kept = {k: v if (v := getattr(setup, k)) in columns else None for k in keys_of}
     spatial = (
         None

@@ -30,6 +30,8 @@ class Encoded:
     """Lowest non-zero bin per modality; 0 where there is none."""
     label_BC: Tensor | None = None
     """Logits over labels (fp32); None without a label head."""
+    tissue_BC: Tensor | None = None
+    """Logits over tissues (fp32); None without a tissue head."""
     layout: Layout
     """Where the cells begin and end among the tokens."""
     routers: tuple[RouterStats, ...] = ()

@@ -10,6 +10,7 @@ M movable values, D width, K bins, C labels, V features.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,8 @@ class Network(nn.Module):
         Number of magnitude bins.
     n_labels
         Number of labels; 0 for a network without a label head.
+    n_tissues
+        Number of tissues; 0 for a network without a tissue head.
     n_targets
         Number of genes that were perturbed in training cells; 0 for a network that has seen none.
     place, n_image
@@ -62,6 +65,7 @@ class Network(nn.Module):
         feature_modality: Sequence[int] | Tensor,
         n_bins: int,
         n_labels: int = 0,
+        n_tissues: int = 0,
         n_targets: int = 0,
         place: bool = False,
         n_image: int = 0,
@@ -88,19 +92,19 @@ class Network(nn.Module):
                 if config.n_factors
                 else None
             )
-            self.labels = (
-                LabelHead(
-                    width,
-                    n_labels,
-                    modality_V=modality_V,
-                    n_bins=n_bins,
-                    n_image=n_image,
-                    dropout=config.label_dropout,
-                    gradient=config.label_gradient,
-                )
-                if n_labels
-                else None
+            head = partial(
+                LabelHead,
+                width,
+                modality_V=modality_V,
+                n_bins=n_bins,
+                n_image=n_image,
+                dropout=config.label_dropout,
+                gradient=config.label_gradient,
             )
+            self.labels = head(n_labels=n_labels) if n_labels else None
+            self.tissues = head(n_labels=n_tissues) if n_tissues else None
+            if self.tissues is not None:
+                self.tissues.requires_grad_(requires_grad=False)  # fitted after training
             self.prompts = Prompts(config.n_prompts, width) if config.n_prompts else None
         _draw_weights(self, generator if generator is not None else torch.Generator().manual_seed(0))
 
@@ -113,6 +117,7 @@ class Network(nn.Module):
         n_labels: int,
         seed: int,
         n_targets: int = 0,
+        n_tissues: int = 0,
         place: bool = False,
         n_image: int = 0,
     ) -> Network:
@@ -123,6 +128,7 @@ class Network(nn.Module):
             n_bins=config.tokens.n_bins,
             n_labels=n_labels,
             n_targets=n_targets,
+            n_tissues=n_tissues,
             place=place,
             n_image=n_image,
             max_tokens=config.tokens.max_tokens,
@@ -160,9 +166,10 @@ class Network(nn.Module):
             tokens_WD, routers = self.encoder(prompted.tokens_WD, prompted.layout, prompted.counted_W)
             tokens_TD = tokens_WD[prompted.own_T]
         cell_BD = self.cell(tokens_TD, layout, feature_T=ids[0], bin_T=ids[1])
-        label_BC = None
-        if self.labels is not None:
-            label_BC = self.labels(cell_BD, layout, feature_T=ids[0], bin_T=ids[1], image_BF=batch.image_BF)
+        label_BC, tissue_BC = (
+            None if head is None else head(cell_BD, layout, feature_T=ids[0], bin_T=ids[1], image_BF=batch.image_BF)
+            for head in (self.labels, self.tissues)
+        )
         lowest_BM = self.cell_queries.lowest(layout, feature_T=ids[0], bin_T=ids[1])
         evidence = None
         if self.factors is not None:
@@ -173,6 +180,7 @@ class Network(nn.Module):
             cell_BD=cell_BD,
             lowest_BM=lowest_BM,
             label_BC=label_BC,
+            tissue_BC=tissue_BC,
             layout=layout,
             routers=routers,
             evidence=evidence,
@@ -288,9 +296,9 @@ def _draw_weights(network: Network, generator: torch.Generator) -> None:
     bias of each (feature, bin); label bias    0
     cell: feature, gate                        normal, 0.02; 0.1
     cell queries: gain, depth                  normal, 0.02; 0
-    labels: reading of magnitudes and images   0
+    labels, tissues: magnitudes and images     0
     surroundings                               0
-    bins, labels                               normal, 0.02
+    bins, labels, tissues                      normal, 0.02
     factors: read, answer, zero                normal, 0.02
     intervention: direct and pair              normal, 0.1
     intervention: the rest                     0
@@ -307,8 +315,9 @@ def _draw_weights(network: Network, generator: torch.Generator) -> None:
         elif name == "cell.gate":
             nn.init.constant_(weight, 0.1)
         elif (
-            name in {"labels.magnitude.weight", "labels.image.weight", "cell_queries.depth.weight"}
+            name == "cell_queries.depth.weight"
             or part == "surroundings"
+            or (part in {"labels", "tissues"} and owner in {"magnitude", "image"})
         ):
             nn.init.zeros_(weight)
         elif name == "cell.feature.weight":
@@ -322,7 +331,7 @@ def _draw_weights(network: Network, generator: torch.Generator) -> None:
             nn.init.normal_(weight, std=0.02, generator=generator)
         elif part in {"embedding", "prompts"}:
             nn.init.normal_(weight, std=EMBEDDING_STD, generator=generator)
-        elif part in {"bins", "labels"}:
+        elif part in {"bins", "labels", "tissues"}:
             nn.init.normal_(weight, std=0.02, generator=generator)
         else:
             # stacked experts are (expert, in, out), linear layers (out, in)

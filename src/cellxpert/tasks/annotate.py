@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import softmax
 
-from cellxpert.data.calibration import Calibration
+from cellxpert.data.calibration import Calibration, Tissues
 from cellxpert.errors import ConfigError
 from cellxpert.ontology import CellOntology, back_off
 
@@ -63,6 +63,8 @@ class Evidence:
     """How many features with a value were seen in each cell."""
     distance_N: Floats | None = None
     """Squared distance to the nearest label; None without a calibration."""
+    tissue_NC: npt.NDArray[np.float32] | None = None
+    """Logits of tissues; None of a model that tells none apart."""
     cluster_N: npt.NDArray[np.int64] | None = None
     """Cluster whose cells vote together, -1 for a cell that votes alone."""
 
@@ -84,6 +86,9 @@ class Annotation:
     """Ontology term of each cell's label, ``"unknown"`` without one; None where labels have no terms."""
     sets_NC: Bools | None = None
     """Labels that a cell may have."""
+    tissue: npt.NDArray[np.object_] | None = None
+    """Tissue of each cell, and how probable it is; None of a model that tells none apart."""
+    tissue_confidence: npt.NDArray[np.float32] | None = None
 
 
 def annotate(
@@ -95,6 +100,7 @@ def annotate(
     options: LabelOptions | None = None,
     label_terms: Sequence[str] | None = None,
     ontology: CellOntology | None = None,
+    tissues: Tissues | None = None,
 ) -> Annotation:
     """Name the type of each cell, or say why not.
 
@@ -115,6 +121,8 @@ def annotate(
         Ontology term of each label, ``""`` for none.
     ontology
         Where the terms come from; needed to back off.
+    tissues
+        Names of the tissues.
 
     Returns
     -------
@@ -147,6 +155,13 @@ def annotate(
         refused_N = few_N | strange_N | unsure_N
         labels_N[refused_N], confidence_N = unlabeled_category, np.where(refused_N, 0.0, confidence_N)
         terms_N = None if terms_N is None else np.where(refused_N, "", terms_N)
+    tissue_N = tissue_confidence_N = None
+    if tissues is not None and evidence.tissue_NC is not None:
+        tissue_proba_NC = softmax(evidence.tissue_NC.astype(np.float64) / tissues.temperature, axis=1)
+        tissue_N = np.asarray(tissues.names, dtype=object)[tissue_proba_NC.argmax(axis=1)]
+        tissue_confidence_N = tissue_proba_NC.max(axis=1).astype(np.float32)
+        nothing_N = evidence.shown_N == 0
+        tissue_N[nothing_N], tissue_confidence_N[nothing_N] = unlabeled_category, 0.0
     return Annotation(
         labels=labels_N,
         confidence=confidence_N.astype(np.float32),
@@ -156,6 +171,8 @@ def annotate(
         ood=_relative(evidence, calibration).astype(np.float32),
         terms=None if terms_N is None else np.where(terms_N == "", "unknown", terms_N),
         sets_NC=_sets(own_NC, calibration, options.set_coverage),
+        tissue=tissue_N,
+        tissue_confidence=tissue_confidence_N,
     )
 
 

@@ -16,7 +16,7 @@ __all__ = ["embed"]
 @torch.inference_mode()
 def embed(
     network: Network, collator: Collator, *, batch_size: int | None = None, device: str = "cpu"
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Read every cell once.
 
     Parameters
@@ -32,11 +32,12 @@ def embed(
 
     Returns
     -------
-    Two float32 arrays, of shapes (n_cells, width) and (n_cells, n_labels).
+    Three float32 arrays: cell vectors (n_cells, width), and logits of labels and of tissues (n_cells, n_labels or n_tissues).
     """
     rows = np.arange(collator.tokens.n_cells)
     vectors = np.zeros((len(rows), network.config.width), np.float32)
-    logits = np.zeros((len(rows), network.n_labels), np.float32)
+    n_tissues = 0 if network.tissues is None else network.tissues.cell.out_features
+    logits, tissues = (np.zeros((len(rows), n), np.float32) for n in (network.n_labels, n_tissues))
     for chosen, batch in inference_batches(collator, rows, batch_size=batch_size):
         # half precision is what the variable-length attention kernels of CUDA take; the cell vector itself is float32
         with torch.autocast("cuda", dtype=torch.bfloat16, enabled=device.startswith("cuda")):
@@ -44,4 +45,6 @@ def embed(
         vectors[chosen] = encoded.cell_BD.float().cpu().numpy()
         if encoded.label_BC is not None:
             logits[chosen] = encoded.label_BC.float().cpu().numpy()
-    return vectors, logits
+        if encoded.tissue_BC is not None:
+            tissues[chosen] = encoded.tissue_BC.float().cpu().numpy()
+    return vectors, logits, tissues

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cellxpert.config import AdapterConfig, ModelConfig
+from cellxpert.data.calibration import Tissues
 from cellxpert.data.cell_types import Components
 from cellxpert.data.cells import Cells
 from cellxpert.data.perturbations import Perturbations
@@ -49,6 +50,7 @@ def finetune_network(
     adapter: AdapterConfig | None = None,
     tensors: Mapping[str, Tensor] | None = None,
     components: Components | None = None,
+    tissues: Tissues | None = None,
 ) -> Learned:
     """Train on an object with the features, bins and weights of a trained network.
 
@@ -71,6 +73,8 @@ def finetune_network(
         An adapter of the network, and what it was before; ``labels`` are its labels.
     components
         Components that the network's labels were told in.
+    tissues
+        Tissues that the network tells apart.
 
     Returns
     -------
@@ -94,6 +98,10 @@ def finetune_network(
     classes = labels if set(found) <= set(labels) else found
     if text := unlearned(column, classes, unlabeled):
         warnings.warn(text, CellxPertWarning, stacklevel=3)
+    before = () if tissues is None else tissues.names
+    names = classes_of(cells.tissues(), train_rows, unlabeled)
+    if adapter is None and not set(names) <= set(before):
+        tissues = Tissues(names=names)
     here = perturbations_of(cells, train_rows, config)
     if adapter is not None:
         _require_known(here, perturbations)
@@ -106,9 +114,13 @@ def finetune_network(
         n_image=vocabulary.n_image,
         n_labels=len(classes),
         n_targets=0 if known is None else len(known.targets),
+        n_tissues=0 if tissues is None else len(tissues.names),
         seed=seed,
     )
-    _take_over(tuned, network, same_labels=adapter is None and classes == labels, before=perturbations, now=known)
+    anew = set() if adapter is None and classes == labels else {"labels."}
+    if tissues is not None and tissues.names != before:
+        anew.add("tissues.")
+    _take_over(tuned, network, anew=tuple(anew), before=perturbations, now=known)
     base = tuned
     if adapter is not None and tensors is not None:
         same_head = classes == labels
@@ -129,6 +141,7 @@ def finetune_network(
         fit_labels=True,  # a few epochs leave a new head far from its optimum
         adapter=adapter,
         components=components,
+        tissues=tissues,
     )
     if adapter is None:
         return learned
@@ -166,14 +179,14 @@ def _take_over(
     tuned: Network,
     network: Network,
     *,
-    same_labels: bool,
+    anew: tuple[str, ...],
     before: Perturbations | None,
     now: Perturbations | None,
 ) -> None:
     """Copy weights by name; tables of perturbed genes by gene."""
     mine, theirs = tuned.state_dict(), network.state_dict()
     for name, weight in mine.items():
-        if name not in theirs or (name.startswith("labels.") and not same_labels):
+        if name not in theirs or name.startswith(anew):
             continue
         if name == _CODES:
             assert before is not None

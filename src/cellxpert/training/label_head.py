@@ -25,6 +25,7 @@ from cellxpert.data.components import MAX_CELLS
 from cellxpert.data.loaders import inference_batches
 from cellxpert.data.splits import folds_of
 from cellxpert.data.tokens import Tokens, shown_features
+from cellxpert.nn.heads import LabelHead
 from cellxpert.nn.network import Network
 from cellxpert.training.objectives import class_margins, class_weights
 from cellxpert.training.regression import fit_regression, fit_temperature
@@ -73,16 +74,18 @@ class Labelled:
 
 @torch.no_grad()
 def fit_label_head(
-    network: Network, collator: Collator, cells: Labelled, *, components: Components | None = None
+    network: Network, head: LabelHead, collator: Collator, cells: Labelled, *, components: Components | None = None
 ) -> Calibration | None:
-    """Fit the label head of a trained network, in place: to binned magnitudes, cell vectors, and image features.
+    """Fit a head of a trained network, in place: to binned magnitudes, cell vectors, and image features.
 
     Penalty and temperature are those of the smallest loss on the cells of other folds; of more than ``MAX_CELLS`` cells, a sample decides.
 
     Parameters
     ----------
     network
-        The network, in evaluation mode on the CPU; all but its label head stays.
+        The network, in evaluation mode on the CPU; all but the head stays.
+    head
+        Its label head, or its tissue head.
     collator
         Tokens of the cells.
     cells
@@ -94,17 +97,16 @@ def fit_label_head(
     -------
     The calibration; None where labels or cells are too few.
     """
-    head = network.labels
-    if head is None or len(np.unique(cells.code_N)) < 2:
+    if len(np.unique(cells.code_N)) < 2:
         return None
-    inputs_NX = _inputs(network, collator, cells.rows)
+    inputs_NX = _inputs(network, head, collator, cells.rows)
     rng = np.random.default_rng([cells.seed, 2])
     some = np.arange(len(cells.rows))
     if len(some) > MAX_CELLS:
         some = np.sort(rng.choice(some, MAX_CELLS, replace=False))
-    reading = _Reading(network, collator.tokens, components=components, seed=cells.seed)
+    reading = _Reading(head, collator.tokens, components=components, seed=cells.seed)
     inverse_penalty, calibration = _cross_fit(reading, inputs_NX[some], cells.take(some))
-    _write(network, _regression(inputs_NX, cells, inverse_penalty=inverse_penalty))
+    _write(network, head, _regression(inputs_NX, cells, inverse_penalty=inverse_penalty))
     return calibration
 
 
@@ -122,7 +124,7 @@ def calibrate_label_head(
     folds = _folds(cells)
     if folds is None:
         return None
-    reading = _Reading(network, collator.tokens, components=components, seed=cells.seed)
+    reading = _Reading(head, collator.tokens, components=components, seed=cells.seed)
     types = _Types.fit(reading, cells, folds[0])
     logits = [network.encode(batch).label_BC for _, batch in inference_batches(collator, validation.rows)]
     order = np.concatenate([rows for rows, _ in inference_batches(collator, validation.rows)])
@@ -143,14 +145,12 @@ def calibrate_label_head(
 
 
 class _Reading:
-    """How a network's label head reads cells."""
+    """How a label head reads cells."""
 
-    def __init__(self, network: Network, tokens: Tokens, *, components: Components | None, seed: int) -> None:
-        head = network.labels
-        assert head is not None
+    def __init__(self, head: LabelHead, tokens: Tokens, *, components: Components | None, seed: int) -> None:
         self.scale_MK = head.scale_MK.double().numpy()
         self.modality_V = head.modality_V.numpy()[:-1]
-        self.tokens, self.components, self.seed, self.n_labels = tokens, components, seed, network.n_labels
+        self.tokens, self.components, self.seed, self.n_labels = tokens, components, seed, head.cell.out_features
 
     def points(self, components: Components, rows: Ints) -> Floats:
         return components.project(self.tokens, rows, scale_MK=self.scale_MK, modality_V=self.modality_V)
@@ -299,10 +299,9 @@ def _regression(
     )
 
 
-def _inputs(network: Network, collator: Collator, rows: Ints) -> sparse.csr_matrix:
-    """What the head reads of cells, one row each: magnitudes, cell vector, image features."""
-    head, tokens = network.labels, collator.tokens
-    assert head is not None
+def _inputs(network: Network, head: LabelHead, collator: Collator, rows: Ints) -> sparse.csr_matrix:
+    """What a head reads of cells, one row each: magnitudes, cell vector, image features."""
+    tokens = collator.tokens
     vector_ND = np.zeros((tokens.n_cells, network.config.width))
     for chosen, batch in inference_batches(collator, rows):
         vector_ND[chosen] = network.encode(batch).cell_BD.double().numpy()
@@ -316,9 +315,7 @@ def _inputs(network: Network, collator: Collator, rows: Ints) -> sparse.csr_matr
     return sparse.hstack(parts, format="csr")
 
 
-def _write(network: Network, weight_XC: Floats) -> None:
-    head = network.labels
-    assert head is not None
+def _write(network: Network, head: LabelHead, weight_XC: Floats) -> None:
     weight = torch.from_numpy(weight_XC).float()
     at = network.n_features + network.config.width
     head.magnitude.weight[: network.n_features] = weight[: network.n_features]

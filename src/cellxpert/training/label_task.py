@@ -17,9 +17,9 @@ from cellxpert.batch import IGNORE
 from cellxpert.config import TrainingConfig
 from cellxpert.data.calibration import Calibration
 from cellxpert.data.cell_types import Components
-from cellxpert.data.cells import Cells
 from cellxpert.data.collate import Collator
 from cellxpert.data.record import LabelTerm
+from cellxpert.nn.heads import LabelHead
 from cellxpert.nn.network import Network
 from cellxpert.ontology import CellOntology, label_targets
 from cellxpert.training.label_head import Labelled, calibrate_label_head, fit_label_head
@@ -43,15 +43,22 @@ class LabelTask:
     """Components that labels were told in before; found anew if None."""
 
     @classmethod
-    def of(cls, cells: Cells, classes: tuple[str, ...], *, components: Components | None) -> LabelTask | None:
-        """Read the labels of an object; None if there are none to learn."""
-        labels, batches = cells.labels(), cells.batches()
-        if labels is None or not classes:
+    def of(
+        cls,
+        values: pd.Series | None,
+        classes: tuple[str, ...],
+        *,
+        batches: pd.Series | None,
+        label_terms: tuple[LabelTerm, ...] = (),
+        components: Components | None = None,
+    ) -> LabelTask | None:
+        """Read a column of an object; None if there is nothing to learn of it."""
+        if values is None or not classes:
             return None
-        code_N = pd.Categorical(labels, categories=list(classes)).codes.astype(np.int64)
+        code_N = pd.Categorical(values, categories=list(classes)).codes.astype(np.int64)
         return cls(
             code_N=np.where(code_N < 0, IGNORE, code_N),
-            allowed_CC=allowed_labels(classes, cells.setup.label_terms),
+            allowed_CC=allowed_labels(classes, label_terms),
             batch_N=None if batches is None else batches.to_numpy(),
             components=components,
         )
@@ -71,20 +78,21 @@ class LabelTask:
     def finish(
         self,
         network: Network,
+        head: LabelHead,
         collator: Collator,
-        rows: Mapping[str, Ints],
         *,
+        rows: Mapping[str, Ints],
         settings: TrainingConfig,
         seed: int,
         fit_labels: bool,
         steered: bool,
     ) -> Calibration | None:
-        """Fit the label head of a trained network, and calibrate it.
+        """Fit a head of a trained network, and calibrate it.
 
         Parameters
         ----------
-        network, collator
-            The network, in evaluation mode on the CPU, and the tokens of the cells.
+        network, head, collator
+            The network, in evaluation mode on the CPU, its head for these labels, and the tokens of the cells.
         rows
             Training and validation cells.
         settings, seed
@@ -107,7 +115,7 @@ class LabelTask:
             )
         calibration = None
         if fit_labels:
-            calibration = fit_label_head(network, collator, labelled["train"], components=self.components)
+            calibration = fit_label_head(network, head, collator, labelled["train"], components=self.components)
         if steered:
             calibration = calibrate_label_head(
                 network, collator, labelled["train"], validation=labelled["validation"], components=self.components

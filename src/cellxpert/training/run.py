@@ -17,7 +17,7 @@ import pandas as pd
 from torch import Tensor
 
 from cellxpert.config import AdapterConfig, ModelConfig, TrainingConfig
-from cellxpert.data.calibration import Calibration
+from cellxpert.data.calibration import Calibration, Tissues
 from cellxpert.data.cell_types import Components
 from cellxpert.data.cells import Cells
 from cellxpert.data.collate import Collator
@@ -90,6 +90,7 @@ class Learned:
     perturbations: Perturbations | None = None
     tensors: Mapping[str, Tensor] | None = None
     calibration: Calibration | None = None
+    tissues: Tissues | None = None
 
 
 def train_network(
@@ -131,6 +132,7 @@ def train_network(
             learned_targets=() if previous.perturbations is None else previous.perturbations.targets,
             history=previous.history,
             components=None if previous.calibration is None else previous.calibration.types.components,
+            tissues=previous.tissues,
         )
     split = split_cells(cells, labels, arguments, seed=seed)
     train_rows = np.flatnonzero(split.to_numpy() == "train")
@@ -138,6 +140,7 @@ def train_network(
     classes = classes_of(labels, train_rows, cells.setup.unlabeled_category)
     if text := unlearned(labels, classes, cells.setup.unlabeled_category):
         warnings.warn(text, CellxPertWarning, stacklevel=3)  # the caller of CellxPert.train
+    tissues = classes_of(cells.tissues(), train_rows, cells.setup.unlabeled_category)
     perturbations = perturbations_of(cells, train_rows, config)
     network = Network.from_config(
         config,
@@ -146,6 +149,7 @@ def train_network(
         n_image=vocabulary.n_image,
         n_labels=len(classes),
         n_targets=0 if perturbations is None else len(perturbations.targets),
+        n_tissues=len(tissues),
         seed=seed,
     )
     return learn(
@@ -159,6 +163,7 @@ def train_network(
         split=split,
         seed=seed,
         fresh=True,
+        tissues=Tissues(names=tissues) if tissues else None,
     )
 
 
@@ -179,6 +184,7 @@ def learn(
     fit_labels: bool = False,
     adapter: AdapterConfig | None = None,
     components: Components | None = None,
+    tissues: Tissues | None = None,
 ) -> Learned:
     """Train a network on the training cells of a split.
 
@@ -206,6 +212,8 @@ def learn(
         The adapter that trains, with the label head, where nothing else of the network does; what is fitted after training stays too.
     components
         Components that labels were told in before; found anew if None.
+    tissues
+        Tissues that the network tells apart.
     """
     if network.labels is not None:
         network.labels.gradient = config.network.label_gradient
@@ -219,16 +227,29 @@ def learn(
         tokens = without_targets(tokens, assigned)
     if fresh:
         start_from_data(network, vocabulary, tokens, rows=rows["train"], assigned=assigned, seed=seed)
-    start_label_head(network, vocabulary, tokens, rows=rows["train"])
+    for head in (network.labels, network.tissues):
+        if head is not None:
+            start_label_head(head, vocabulary, tokens, rows=rows["train"])
     if perturbations is not None and assigned is not None:
         kept_G = np.array([gene in learned_targets for gene in perturbations.targets], bool)
         start_interventions(network, tokens, rows=rows["train"], assigned=assigned, kept_G=kept_G)
     settings = arguments.settings(config.training, n_train=len(rows["train"]))
-    told, calibration = _run(
+    batches = cells.batches()
+    tissue_task = None
+    if tissues is not None and adapter is None:
+        tissue_task = LabelTask.of(cells.tissues(), tissues.names, batches=batches)
+    told, calibration, tissue_calibration = _run(
         network,
         tokens,
         rows=rows,
-        task=LabelTask.of(cells, classes, components=components),
+        task=LabelTask.of(
+            cells.labels(),
+            classes,
+            batches=batches,
+            label_terms=cells.setup.label_terms,
+            components=components,
+        ),
+        tissue_task=tissue_task,
         assigned=assigned,
         config=config,
         settings=settings,
@@ -248,6 +269,9 @@ def learn(
         split=split,
         perturbations=perturbations,
         calibration=calibration,
+        tissues=tissues
+        if tissues is None or tissue_calibration is None
+        else replace(tissues, temperature=tissue_calibration.temperature),
     )
 
 
@@ -277,6 +301,7 @@ def _run(
     *,
     rows: dict[str, npt.NDArray[np.int64]],
     task: LabelTask | None,
+    tissue_task: LabelTask | None,
     assigned: Assigned | None,
     config: ModelConfig,
     settings: TrainingConfig,
@@ -284,7 +309,7 @@ def _run(
     fingerprint: dict[str, object],
     fit_labels: bool,
     fit_responses: bool,
-) -> tuple[pd.DataFrame, Calibration | None]:
+) -> tuple[pd.DataFrame, Calibration | None, Calibration | None]:
     collator = Collator(
         tokens,
         n_features=network.n_features,
@@ -320,20 +345,25 @@ def _run(
     )
     objective = LabelObjective() if task is None else task.objective(rows["train"], settings)
     history = fit(network, data, settings, labels=objective, run=run)
-    calibration, gradient = None, config.network.label_gradient
-    if task is not None:
-        calibration = task.finish(
-            network,
-            collator,
-            rows,
-            settings=settings,
-            seed=arguments.seed,
-            fit_labels=fit_labels or gradient == 0,
-            steered=gradient > 0,
-        )
+    gradient = config.network.label_gradient
+    found: list[Calibration | None] = []
+    for told, head, steered in ((task, network.labels, gradient > 0), (tissue_task, network.tissues, False)):
+        calibration = None
+        if told is not None and head is not None:
+            calibration = told.finish(
+                network,
+                head,
+                collator,
+                rows=rows,
+                settings=settings,
+                seed=arguments.seed,
+                fit_labels=fit_labels or not steered,
+                steered=steered,
+            )
+        found.append(calibration)
     if assigned is not None and fit_responses:
         refit_responses(network, tokens, rows=rows["train"], assigned=assigned)
-    return history, calibration
+    return history, found[0], found[1]
 
 
 def split_cells(cells: Cells, labels: pd.Series | None, arguments: TrainArguments, *, seed: int) -> pd.Series:

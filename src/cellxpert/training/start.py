@@ -21,6 +21,7 @@ from cellxpert.data.roles import MODALITIES, NICHE
 from cellxpert.data.tokens import Tokens
 from cellxpert.data.vocabulary import Vocabulary
 from cellxpert.nn.cell import magnitude_scale
+from cellxpert.nn.heads import LabelHead
 from cellxpert.nn.network import Network
 
 __all__ = ["start_from_data", "start_interventions", "start_label_head", "tilts"]
@@ -96,17 +97,16 @@ def start_from_data(
         network.cell.start_from(torch.from_numpy(usual_V), torch.from_numpy(vector_VN))
 
 
-def start_label_head(network: Network, vocabulary: Vocabulary, tokens: Tokens, *, rows: npt.NDArray[np.int64]) -> None:
+def start_label_head(head: LabelHead, vocabulary: Vocabulary, tokens: Tokens, *, rows: npt.NDArray[np.int64]) -> None:
     """Let a label head that was never fitted read magnitudes, those of genes as log1p of counts in a usual cell, in place.
 
     Their own magnitudes are of counts per 10,000: where cells have fewer, as in targeted panels, these hardly tell one count from five.
     Niches are left to the cell vector, which a cell without neighbours does not lack; read directly they cost accuracy where types lie
     mixed, and gain as little where they do not.
     """
-    head = network.labels
-    if head is None or head.magnitude.weight.any():
+    if head.magnitude.weight.any():
         return
-    modality_V = network.embedding.feature_modality[:-1].numpy()
+    modality_V = head.modality_V[:-1].numpy()
     scale_MK = level_MK = vocabulary.levels(len(head.scale_MK))
     if "rna" in vocabulary.roles and vocabulary.block("rna").transform == "log":
         scale_MK = _counted(tokens, rows, level_MK=level_MK, modality_V=modality_V)
