@@ -74,7 +74,7 @@ class Labelled:
 
 @torch.no_grad()
 def fit_label_head(
-    network: Network, head: LabelHead, collator: Collator, cells: Labelled, *, components: Components | None = None
+    network: Network, collator: Collator, cells: Labelled, *, head: LabelHead, components: Components | None = None
 ) -> Calibration | None:
     """Fit a head of a trained network, in place: to binned magnitudes, cell vectors, and image features.
 
@@ -84,12 +84,12 @@ def fit_label_head(
     ----------
     network
         The network, in evaluation mode on the CPU; all but the head stays.
-    head
-        Its label head, or its tissue head.
     collator
         Tokens of the cells.
     cells
         Training cells with labels. With fewer than two labels nothing is done.
+    head
+        Its label head, or its tissue head.
     components
         Components to tell labels in; those of the cells if None.
 
