@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pl": {"keys", "metrics"},
     "datasets": {"keys"},
     "data": {"keys", "config", "batch"},
-    "training": {"nn", "data", "config", "batch"},
+    "training": {"nn", "data", "ontology", "config", "batch"},
     "tasks": {"nn", "data", "steering", "metrics", "ontology", "config", "batch"},
     "files": set(),
     "adapters": {"config", "data", "files"},
