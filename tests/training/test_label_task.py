@@ -53,11 +53,12 @@ def test_labels_without_terms_are_exact(terms: tuple[LabelTerm, ...]) -> None:
 
 
 def _object(*, batches: bool) -> ad.AnnData:
-    adata = ad.AnnData(np.random.default_rng(0).poisson(3.0, (8, 5)).astype(np.float32))
-    adata.obs_names = pd.Index([f"c{i}" for i in range(8)], dtype=object)
+    adata = ad.AnnData(np.random.default_rng(0).poisson(3.0, (24, 5)).astype(np.float32))
+    adata.obs_names = pd.Index([f"c{i}" for i in range(24)], dtype=object)
     adata.var_names = pd.Index([f"g{j}" for j in range(5)], dtype=object)
-    adata.obs["kind"] = pd.Categorical(["T cell", "B cell", None, "CD8 T", "Unknown", "B cell", "rare", "T cell"])
-    adata.obs["run"] = pd.Categorical(list("aabbaabb"))
+    kinds = ["T cell", "B cell", None, "CD8 T", "Unknown", "B cell", "rare", "T cell"]
+    adata.obs["kind"] = pd.Categorical(kinds * 3)
+    adata.obs["run"] = pd.Categorical(list("aabbaabb") * 3)
     cx.CellxPert.setup_anndata(adata, labels_key="kind", batch_key="run" if batches else None)
     return adata
 
@@ -68,10 +69,10 @@ def test_labels_of_an_object_are_read(batches: bool) -> None:
     adata = _object(batches=batches)
     cells = Cells.open(adata, replace(read_setup(adata), label_terms=TERMS))
     task = LabelTask.of(cells, CLASSES, components=None)
-    assert task.code_N.tolist() == [1, 0, IGNORE, 2, IGNORE, 0, IGNORE, 1]
+    assert task.code_N.tolist() == [1, 0, IGNORE, 2, IGNORE, 0, IGNORE, 1] * 3
     assert np.array_equal(task.allowed_CC, allowed_labels(CLASSES, TERMS))
     assert (task.batch_N is None) == (not batches)
-    assert not batches or task.batch_N.tolist() == list("aabbaabb")
+    assert not batches or task.batch_N.tolist() == list("aabbaabb") * 3
 
 
 def test_nothing_to_learn() -> None:
@@ -123,7 +124,7 @@ def test_the_head_is_fitted_to_training_cells_and_calibrated_on_new_ones(
     collator = Collator(tokens, n_features=state.vocabulary.n_features, n_bins=50)
     task = LabelTask.of(cells, state.labels, components=None)
     task.code_N[::9] = IGNORE
-    task = replace(task, batch_N=np.array(list("wxyz") * len(task.code_N), object)[: len(task.code_N)])
+    task = replace(task, batch_N=np.array(list("vwxyz") * len(task.code_N), object)[: len(task.code_N)])
     rows = {"train": np.flatnonzero(np.arange(cells.n_cells) % 2 > 0)}
     rows["validation"] = np.flatnonzero(np.arange(cells.n_cells) % 2 == 0)
     found_in, expected_in = deepcopy(state.network).eval(), deepcopy(state.network).eval()
