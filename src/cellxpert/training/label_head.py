@@ -235,8 +235,9 @@ def _cross_fit(reading: _Reading, inputs_NX: sparse.csr_matrix, cells: Labelled)
         best = loss, inverse_penalty, temperature, logits_NC
     assert best is not None
     types = _Types.fit(reading, cells, fold_N)
+    by_batch = cells.batch_N is not None and len(np.unique(cells.batch_N)) >= N_FOLDS  # as folds_of decides
     calibration = _calibration(
-        "out-of-fold" if cells.batch_N is None else "left-out batches",
+        "left-out batches" if by_batch else "out-of-fold",
         best[3][known_N],
         allowed_NC[known_N],
         temperature=best[2],
