@@ -116,7 +116,7 @@ def test_a_label_head_reads_genes_as_counts_of_a_usual_cell_and_proteins_as_magn
     network = Network.from_config(
         config, feature_modality=vocabulary.role_of_feature.tolist(), n_labels=2, place=True, seed=0
     )
-    start_label_head(network, vocabulary, tokens, rows=rows)
+    start_label_head(network.labels, vocabulary, tokens, rows=rows)
     scale_MK = network.labels.scale_MK.numpy()
     np.testing.assert_allclose(scale_MK[2], vocabulary.block("protein").bin_means, rtol=1e-6)
     assert not scale_MK[3].any()  # niches are left to the cell vector
@@ -127,5 +127,5 @@ def test_a_label_head_reads_genes_as_counts_of_a_usual_cell_and_proteins_as_magn
     np.testing.assert_allclose(scale_MK[0], expected, rtol=0.1)
     torch.nn.init.ones_(network.labels.magnitude.weight)
     network.labels.scale_MK.zero_()
-    start_label_head(network, vocabulary, tokens, rows=rows)
+    start_label_head(network.labels, vocabulary, tokens, rows=rows)
     assert not network.labels.scale_MK.any()  # a head that was fitted keeps what it reads

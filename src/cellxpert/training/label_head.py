@@ -74,7 +74,12 @@ class Labelled:
 
 @torch.no_grad()
 def fit_label_head(
-    network: Network, collator: Collator, cells: Labelled, *, head: LabelHead, components: Components | None = None
+    network: Network,
+    collator: Collator,
+    cells: Labelled,
+    *,
+    head: LabelHead | None = None,
+    components: Components | None = None,
 ) -> Calibration | None:
     """Fit a head of a trained network, in place: to binned magnitudes, cell vectors, and image features.
 
@@ -89,7 +94,7 @@ def fit_label_head(
     cells
         Training cells with labels. With fewer than two labels nothing is done.
     head
-        Its label head, or its tissue head.
+        Its label head (None), or its tissue head.
     components
         Components to tell labels in; those of the cells if None.
 
@@ -97,7 +102,8 @@ def fit_label_head(
     -------
     The calibration; None where labels or cells are too few.
     """
-    if len(np.unique(cells.code_N)) < 2:
+    head = network.labels if head is None else head
+    if head is None or len(np.unique(cells.code_N)) < 2:
         return None
     inputs_NX = _inputs(network, head, collator, cells.rows)
     rng = np.random.default_rng([cells.seed, 2])
