@@ -429,6 +429,23 @@ def test_of_many_cells_a_sample_decides(monkeypatch: pytest.MonkeyPatch) -> None
     assert seen[-1] == 180
 
 
+def test_cells_that_do_not_differ_are_no_error() -> None:
+    """A run does not end in one after all its epochs."""
+    told = _told()
+    first = slice(told.tokens.start[0], told.tokens.start[1])
+    same = np.tile(told.tokens.feature[first], 180)
+    tokens = replace(
+        told.tokens,
+        feature=same,
+        bin=np.full(len(same), 3, np.uint8),
+        start=np.arange(181) * (first.stop - first.start),
+        pattern=np.zeros(180, np.int32),
+    )
+    found = fit_label_head(told.network, Collator(tokens, n_features=N_FEATURES, n_bins=N_BINS), told.labelled())
+    assert np.allclose(found.distance_Q, 0)
+    assert np.allclose(found.confidence_Q, 1 / 3, atol=0.02)
+
+
 # --- heads that labels trained -----------------------------------------------------------------------------------------
 
 
