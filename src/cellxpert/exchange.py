@@ -32,7 +32,8 @@ from cellxpert.data.tokens import Tokens, measured_tokens, shown_features, token
 from cellxpert.data.write import forget_obs, forget_obsm, record, require_writable, write_layer, write_obs, write_obsm
 from cellxpert.errors import CellxPertWarning, ConfigError, NoLabelsError, SpatialError
 from cellxpert.nn.network import Network
-from cellxpert.tasks.annotate import Annotation, Evidence
+from cellxpert.ontology import CellOntology
+from cellxpert.tasks.annotate import Annotation, Evidence, LabelOptions
 from cellxpert.tasks.propagate import Around
 from cellxpert.tasks.response import PerturbResult
 from cellxpert.tasks.screens import Asked, Subjects
@@ -42,6 +43,7 @@ __all__ = [
     "around",
     "collate",
     "describe",
+    "describe_labels",
     "evidence",
     "on_cpu",
     "progress",
@@ -224,7 +226,7 @@ def describe(state: TrainedState, tokens: Tokens, *, started: float, device: str
 
 
 def evidence(
-    state: TrainedState, data: Data, tokens: Tokens, logits_NC: npt.NDArray[np.float32], *, clusters_key: str | None
+    state: TrainedState, data: Data, tokens: Tokens, *, logits_NC: npt.NDArray[np.float32], clusters_key: str | None
 ) -> Evidence:
     """Gather what labels are decided from."""
     modality_V, distance_N = state.vocabulary.role_of_feature, None
@@ -243,11 +245,27 @@ def evidence(
     )
 
 
-def terms_of(state: TrainedState) -> tuple[str, ...] | None:
-    """Return the term of each label, ``""`` for none; None if no label has one."""
+def terms_of(state: TrainedState, *, needed: bool = False) -> tuple[str, ...] | None:
+    """Return the term of each label, ``""`` for none; None, or a ``ConfigError`` if they are needed, if no label has one."""
     known = {term.label: term.term for term in state.setup.label_terms}
     terms = tuple(known.get(label, "") for label in state.labels)
+    if needed and not any(terms):
+        found, fix = "labels without ontology terms", "train with setup_mudata(..., label_terms='auto')"
+        raise ConfigError("annotate(back_off=)", found=found, fix=fix)
     return terms if any(terms) else None
+
+
+def describe_labels(
+    state: TrainedState, options: LabelOptions, *, clusters_key: str | None, ontology: CellOntology | None
+) -> dict[str, Any]:
+    """Return plain values that say what was asked of labels, and what they rest on."""
+    asked = {name: value for name, value in asdict(options).items() if value is not None}
+    asked["calibrated_on"] = "nothing" if state.calibration is None else state.calibration.source
+    if clusters_key is not None:
+        asked["clusters_key"] = clusters_key
+    if ontology is not None:
+        asked["ontology_version"] = ontology.version
+    return asked
 
 
 def annotation_table(result: Annotation, index: pd.Index) -> pd.DataFrame:
@@ -283,7 +301,7 @@ def write_annotation(data: Data, result: Annotation, *, key: str, entry: dict[st
         forget_obsm(data, keys.sets_key(key))
     else:
         write_obsm(data, keys.sets_key(key), result.sets_NC)
-    record(data, "annotate", key=key, entry=entry)
+    record(data, "annotate", key=key, entry=entry | {"classes": list(result.classes)})
 
 
 def write_perturbation(

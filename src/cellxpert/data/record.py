@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -99,6 +99,11 @@ class Setup:
             if m.role == role:
                 return m
         raise ModalityError("setup", found=f"no modality with the role {role!r}", fix=f"use one of {list(self.roles)}")
+
+    def with_terms_of(self, other: Setup) -> Setup:
+        """Return it with what another setup knows of labels that it does not know itself."""
+        terms = {term.label: term for term in (*other.label_terms, *self.label_terms)}
+        return replace(self, label_terms=tuple(terms.values()))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain nested values that HDF5, Zarr and JSON can hold; what is None is left out."""
