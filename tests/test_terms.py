@@ -84,8 +84,8 @@ def test_labels_without_a_term_are_told_to_the_caller(labelled: Labelled) -> Non
 def test_unlabelled_cells_need_no_term(labelled: Labelled) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = setup(labelled("T cell", "blorb"), "auto", unlabeled_category="blorb")
-    assert found == (LabelTerm(label="T cell", term=T),)
+        found = setup(labelled("T cell", "B cell", "blorb"), "auto", unlabeled_category="blorb")
+    assert [t.label for t in found] == ["B cell", "T cell"]
 
 
 def test_without_terms_labels_are_names(labelled: Labelled) -> None:
