@@ -54,6 +54,10 @@ class Components:
         usual_GV = tokens.measured_features[pattern_G] * self.usual_V
         return np.asarray(level_NV @ self.direct_VP) - (usual_GV @ self.direct_VP)[group_N.reshape(-1)]
 
+    def equals(self, other: Components) -> bool:
+        """Whether the other components are the same, number by number."""
+        return np.array_equal(self.usual_V, other.usual_V) and np.array_equal(self.direct_VP, other.direct_VP)
+
     def first(self, n_components: int) -> Components:
         """Return the first components."""
         return Components(usual_V=self.usual_V, direct_VP=self.direct_VP[:, :n_components])
