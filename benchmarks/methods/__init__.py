@@ -21,6 +21,7 @@ __all__ = [
     "PERTURBATION",
     "SPATIAL",
     "TRANSFER",
+    "UNION",
     "UNKNOWN",
     "Annotator",
     "Entry",
@@ -163,6 +164,12 @@ TRANSFER: Mapping[str, Entry] = {
     name: entry for name, entry in ANNOTATION.items() if not entry.multimodal and name not in LABEL_LOSSES
 }
 """Methods of the task ``transfer``."""
+
+UNION: Mapping[str, Entry] = {
+    f"cellxpert-{name.replace('_', '-')}": Entry(module="benchmarks.methods.union", maker=name, seeded=True)
+    for name in ("nano_terms", "nano_names")
+} | {name: ANNOTATION[name] for name in ("logistic_regression", "svd_logistic_regression", "majority")}
+"""Methods of the task ``union``."""
 
 SPATIAL: Mapping[str, Entry] = {
     f"cellxpert-{name.replace('_', '-')}": Entry(module="benchmarks.methods.spatial", maker=name)
