@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from cellxpert.config import (
     PRESETS,
+    LabelLoss,
     ModelConfig,
     NetworkConfig,
     SteeringConfig,
@@ -89,6 +91,19 @@ BAD = [
 def test_impossible_settings_are_refused_by_name(name, value):
     with pytest.raises(ConfigError, match=name):
         ModelConfig().replace(**{name: value})
+
+
+def test_ways_that_labels_count():
+    assert TrainingConfig().label_loss == "plain"
+    assert {name: preset(name).training.label_loss for name in PRESETS} == {
+        "nano": "plain",
+        "mini": "plain",
+        "base": "plain",
+        "paper": "weighted",
+    }
+    for kind in get_args(LabelLoss):
+        config = ModelConfig().replace(label_loss=kind)
+        assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
 def test_unknown_names_are_refused():

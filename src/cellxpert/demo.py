@@ -144,7 +144,7 @@ def _write_results(
     for part in (mdata, mdata["rna"]):  # one modality with all cells in order
         part.obs[HELD_OUT] = held_out
     model.get_latent(mdata)
-    model.annotate(mdata)
+    model.annotate(mdata, unknown=False)  # what is scored
     adata = mdata["rna"]
     sc.pp.neighbors(adata, use_rep=keys.LATENT, key_added="cellxpert", random_state=0)
     sc.tl.umap(adata, neighbors_key="cellxpert", random_state=0)

@@ -32,7 +32,8 @@ from cellxpert.data.tokens import Tokens, measured_tokens, shown_features, token
 from cellxpert.data.write import forget_obs, forget_obsm, record, require_writable, write_layer, write_obs, write_obsm
 from cellxpert.errors import CellxPertWarning, ConfigError, NoLabelsError, SpatialError
 from cellxpert.nn.network import Network
-from cellxpert.tasks.annotate import Annotation, Evidence
+from cellxpert.ontology import CellOntology
+from cellxpert.tasks.annotate import Annotation, Evidence, LabelOptions
 from cellxpert.tasks.propagate import Around
 from cellxpert.tasks.response import PerturbResult
 from cellxpert.tasks.screens import Asked, Subjects
@@ -43,7 +44,9 @@ __all__ = [
     "collate",
     "describe",
     "evidence",
+    "label_record",
     "on_cpu",
+    "ontology_to_back_off",
     "progress",
     "read",
     "require_labels",
@@ -228,11 +231,11 @@ def evidence(
     data: Data,
     tokens: Tokens,
     *,
-    logits_NC: npt.NDArray[np.float32],
-    tissue_NC: npt.NDArray[np.float32],
+    read: tuple[npt.NDArray[np.float32], ...],
     clusters_key: str | None,
 ) -> Evidence:
-    """Gather what labels are decided from."""
+    """Gather what labels are decided from; ``read`` is what :func:`~cellxpert.tasks.embed.embed` returned."""
+    _, logits_NC, tissue_NC = read
     modality_V, distance_N = state.vocabulary.role_of_feature, None
     if state.calibration is not None and state.network.labels is not None:
         scale_MK = state.network.labels.scale_MK.double().cpu().numpy()
@@ -255,6 +258,35 @@ def terms_of(state: TrainedState) -> tuple[str, ...] | None:
     known = {term.label: term.term for term in state.setup.label_terms}
     terms = tuple(known.get(label, "") for label in state.labels)
     return terms if any(terms) else None
+
+
+def ontology_to_back_off(state: TrainedState, options: LabelOptions) -> CellOntology | None:
+    """Return the ontology that labels are backed off in; None where they are not to be."""
+    if options.back_off is None:
+        return None
+    if terms_of(state) is None:
+        fix = "train with setup_mudata(..., label_terms='auto')"
+        raise ConfigError("annotate(back_off=)", found="labels without ontology terms", fix=fix)
+    return CellOntology()
+
+
+def label_record(
+    state: TrainedState,
+    result: Annotation,
+    options: LabelOptions,
+    *,
+    clusters_key: str | None,
+    ontology: CellOntology | None,
+) -> dict[str, Any]:
+    """Return what is recorded of an annotation: names of the columns, what was asked, what it was calibrated on."""
+    asked = asdict(options) | {"clusters_key": clusters_key}
+    return {
+        "classes": list(result.classes),
+        "calibrated_on": "nothing" if state.calibration is None else state.calibration.source,
+        **({} if state.tissues is None else {"tissues": list(state.tissues.names)}),
+        **({} if ontology is None else {"ontology_version": ontology.version}),
+        **{name: value for name, value in asked.items() if value is not None},
+    }
 
 
 def annotation_table(result: Annotation, index: pd.Index) -> pd.DataFrame:

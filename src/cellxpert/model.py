@@ -6,7 +6,6 @@ import os
 import time
 import warnings
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,6 @@ from cellxpert.data.tables import table_of
 from cellxpert.data.tokens import Tokens
 from cellxpert.data.write import record, write_obsm
 from cellxpert.errors import CellxPertWarning, ConfigError
-from cellxpert.ontology import CellOntology
 from cellxpert.tasks.annotate import LabelOptions, annotate
 from cellxpert.tasks.checks import make_screen
 from cellxpert.tasks.embed import embed
@@ -252,8 +250,7 @@ class CellxPert(SetupMethods, AdapterMethods):
         data = self._own_data() if mdata is None else table_of(mdata)
         setup = setups.read_setup(data)
         setups.validate(data, setup)
-        terms = {term.label: term for term in (*state.setup.label_terms, *setup.label_terms)}
-        setup = replace(setup, label_terms=tuple(terms.values()))
+        setup = setup.with_terms_of(state.setup)
         rate = state.config.training.learning_rate / (3 if own is None else 1)
         config = state.config.replace(learning_rate=rate if learning_rate is None else learning_rate)
         if label_gradient is not None:
@@ -491,32 +488,22 @@ class CellxPert(SetupMethods, AdapterMethods):
         state = self._trained()
         exchange.require_labels(state)
         options = LabelOptions(unknown=unknown, coverage=coverage, back_off=back_off, set_coverage=set_coverage)
-        terms = exchange.terms_of(state)
-        if back_off is not None and terms is None:
-            found, fix = "labels without ontology terms", "train with setup_mudata(..., label_terms='auto')"
-            raise ConfigError("annotate(back_off=)", found=found, fix=fix)
-        ontology = None if back_off is None else CellOntology()
+        ontology = exchange.ontology_to_back_off(state, options)
         data, tokens = self._read(mdata, "annotate", inplace=inplace)
-        _, logits, tissue_logits = self._embed(tokens, batch_size)
+        read = self._embed(tokens, batch_size)
         result = annotate(
-            exchange.evidence(
-                state, data, tokens, logits_NC=logits, tissue_NC=tissue_logits, clusters_key=clusters_key
-            ),
+            exchange.evidence(state, data, tokens, read=read, clusters_key=clusters_key),
             classes=state.labels,
             unlabeled_category=self._setup.unlabeled_category,
             calibration=state.calibration,
             options=options,
-            label_terms=terms,
+            label_terms=exchange.terms_of(state),
             ontology=ontology,
             tissues=state.tissues,
         )
         if inplace:
-            asked = {k: v for k, v in asdict(options).items() if v is not None}
-            asked |= {"calibrated_on": "nothing" if state.calibration is None else state.calibration.source}
-            asked |= {} if clusters_key is None else {"clusters_key": clusters_key}
-            asked |= {} if ontology is None else {"ontology_version": ontology.version}
-            entry = self._record(tokens, started) | {"classes": list(result.classes)} | asked
-            exchange.write_annotation(data, result, key=key_added, entry=entry)
+            told = exchange.label_record(state, result, options, clusters_key=clusters_key, ontology=ontology)
+            exchange.write_annotation(data, result, key=key_added, entry=self._record(tokens, started) | told)
         if return_proba:
             return pd.DataFrame(result.probabilities, index=data.obs_names, columns=list(result.classes))
         return None if inplace else exchange.annotation_table(result, data.obs_names)

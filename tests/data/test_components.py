@@ -6,9 +6,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from cellxpert.data import components
-from cellxpert.data.components import FactorModel, factor_model, principal_components
+from cellxpert.data.components import FactorModel, deviations, factor_model, principal_components
 from cellxpert.data.tokens import Tokens
 
 SCALE = np.array([0.0, 0.5, 0.75, 1.0])
@@ -257,3 +258,14 @@ def test_factors_of_a_sample_and_of_all_agree_and_the_seed_decides(monkeypatch: 
     cosine = np.linalg.svd(np.linalg.qr(sampled.loading_VR)[0].T @ np.linalg.qr(whole.loading_VR)[0])[1]
     assert (cosine > 0.95).all()
     assert not np.array_equal(sampled.centre_V, whole.centre_V)
+
+
+def test_deviations_are_from_the_mean_of_the_own_group() -> None:
+    rng = np.random.default_rng(0)
+    level = rng.normal(size=(11, 7)) * (rng.random((11, 7)) < 0.5)
+    group, mean = np.arange(11) % 3, rng.normal(size=(3, 7))
+    member = sparse.csr_array(np.eye(3)[group])
+    operator = deviations(sparse.csr_array(level), member, mean)
+    assert operator.shape == (11, 7)
+    assert np.allclose(operator @ np.eye(7), level - mean[group])
+    assert np.allclose(operator.rmatmat(np.eye(11)), (level - mean[group]).T)

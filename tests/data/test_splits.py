@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cellxpert.data.splits import (
     column_split,
+    folds_of,
     group_split,
     names_parts,
     random_split,
@@ -120,6 +121,47 @@ def test_groups_that_cannot_be_split():
         group_split(["a", None, "b"], held_out=0.2, rng=rng())
     train, held = group_split(["a"] * 50 + ["b"] * 40, held_out=0.1, rng=rng())
     assert (len(train), len(held)) == (50, 40)  # both are far too large: the smaller one
+
+
+@settings(deadline=None, max_examples=200)
+@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8), n_folds=st.integers(2, 5), seed=st.integers(0, 5))
+def test_folds_have_the_cells_of_each_class_evenly(sizes, n_folds, seed):
+    codes = rng(seed).permutation(np.repeat(3 * np.arange(len(sizes)), sizes))
+    folds = folds_of(codes, n_folds=n_folds, seed=seed)
+    assert folds.dtype == np.int64
+    for kind in (codes == code for code in np.unique(codes)):
+        counts = np.bincount(folds[kind], minlength=n_folds)
+        assert len(counts) == n_folds
+        assert counts.max() - counts.min() <= 1
+    counts = np.bincount(folds, minlength=n_folds)  # small classes do not all go to the first
+    assert counts.max() - counts.min() <= 1
+    assert np.array_equal(folds, folds_of(codes, n_folds=n_folds, seed=seed))
+
+
+@settings(deadline=None, max_examples=200)
+@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=9), n_folds=st.integers(2, 5), seed=st.integers(0, 5))
+def test_folds_of_whole_groups_where_there_are_enough(sizes, n_folds, seed):
+    groups = rng(seed).permutation(np.repeat([f"batch {i}" for i in range(len(sizes))], sizes))
+    codes = rng(seed + 1).integers(0, 3, len(groups))
+    folds = folds_of(codes, groups=groups, n_folds=n_folds, seed=seed)
+    if len(sizes) < n_folds:
+        assert np.array_equal(folds, folds_of(codes, n_folds=n_folds, seed=seed))
+        return
+    assert set(folds) == set(range(n_folds))
+    assert all(len(set(folds[groups == group])) == 1 for group in set(groups))
+    filled = np.bincount(folds)
+    # the last group of the fullest fold went where there were fewest cells
+    smallest = min(np.sum(groups == group) for group in set(groups[folds == filled.argmax()]))
+    assert filled.max() - smallest <= filled.min()
+    # classes do not matter
+    assert np.array_equal(folds, folds_of(np.zeros_like(codes), groups=groups, n_folds=n_folds, seed=seed))
+
+
+def test_folds_are_drawn():
+    codes, groups = np.repeat([0, 1], 30), np.tile(np.arange(6), 10)
+    for said in (None, groups):
+        drawn = {tuple(folds_of(codes, groups=said, n_folds=3, seed=seed)) for seed in range(5)}
+        assert len(drawn) > 1
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 2, float("nan")])

@@ -18,7 +18,8 @@ from cellxpert.config import TokenConfig
 from cellxpert.data.cells import Cells
 from cellxpert.data.record import ModalitySetup, Setup
 from cellxpert.data.roles import MEASURED as MODALITIES
-from cellxpert.data.tokens import tokenize
+from cellxpert.data.roles import NICHE
+from cellxpert.data.tokens import shown_features, tokenize
 from cellxpert.data.vocabulary import Vocabulary
 from cellxpert.errors import CellxPertWarning, FeatureOverlapError, NotCountsError, QueryError, VocabularyError
 
@@ -277,6 +278,24 @@ def test_no_cells():
     config = CONFIGS["global-keep"]
     tokens = tokenize(cells_of(full()), fitted(config), config, rows=[])
     assert (tokens.n_cells, len(tokens.feature), tokens.start.tolist()) == (0, 0, [0])
+
+
+@each_config
+def test_features_that_a_cell_shows_are_counted(config):
+    """Zeros that are tokens do not count, nor what is said of neighbours."""
+    vocabulary = fitted(config)
+    tokens = tokenize(cells_of(full()), vocabulary, config)
+    modality_V = vocabulary.role_of_feature.astype(np.int64)
+    niche = [*MODALITIES, NICHE].index(NICHE)
+    for of_neighbours in (False, True):
+        if of_neighbours:
+            modality_V[::3] = niche
+        expected = []
+        for i in range(tokens.n_cells):
+            here = range(tokens.start[i], tokens.start[i + 1])
+            expected.append(sum(tokens.bin[k] > 0 and modality_V[tokens.feature[k]] != niche for k in here))
+        assert shown_features(tokens, modality_V).tolist() == expected
+        assert expected[5] == 0  # the empty cell
 
 
 @pytest.mark.skipif("CELLXPERT_DATA" not in os.environ, reason="CELLXPERT_DATA names no folder of real data")

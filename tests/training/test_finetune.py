@@ -79,7 +79,7 @@ def test_other_labels_make_the_head_anew(model, cells, tmp_path):
     tuned = _copy(model, tmp_path)
     tuned.finetune(own, max_epochs=1, progress_bar=False)
     assert tuned.labels == ("a", "b")
-    assert set(tuned.annotate(inplace=False)["label"]) <= {"a", "b"}
+    assert set(tuned.annotate(inplace=False, unknown=False)["label"]) <= {"a", "b"}
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0])

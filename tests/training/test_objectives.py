@@ -7,9 +7,17 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from cellxpert.batch import IGNORE, Questions, RouterStats
-from cellxpert.training.objectives import bins_loss, class_weights, label_loss, router_losses
+from cellxpert.training.objectives import (
+    LabelObjective,
+    bins_loss,
+    class_margins,
+    class_weights,
+    label_loss,
+    router_losses,
+)
 
 
 def test_bins_loss_is_the_mean_negative_log_likelihood() -> None:
@@ -61,7 +69,7 @@ def test_weighted_label_loss_is_the_published_one() -> None:
     log_p = logits.double().log_softmax(-1).numpy()
     weights = alpha[label.numpy()]
     expected = -(weights * log_p[np.arange(5), label.numpy()]).sum() / weights.sum()
-    loss = label_loss(logits, label, weight_C=class_weights(counts, "weighted"))
+    loss = label_loss(logits, label, LabelObjective(weight_C=class_weights(counts, "weighted")))
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -73,15 +81,88 @@ def test_balanced_weights_follow_the_effective_number() -> None:
     assert weights[:2].mean().item() == pytest.approx(1, rel=1e-6)
 
 
-def test_plain_has_no_weights() -> None:
-    assert class_weights([3, 4], "plain") is None
+@pytest.mark.parametrize("kind", ["plain", "ldam"])
+def test_all_cells_weigh_alike(kind: str) -> None:
+    assert class_weights([3, 4], kind) is None
+
+
+def test_margins_are_the_published_ones() -> None:
+    """Cao et al. 2019: proportional to n^(-1/4), here with 2 for the rarest; a label without cells has none."""
+    margins = class_margins([16, 1, 0, 81])
+    assert margins.tolist() == pytest.approx([2 / 2, 2.0, 0.0, 2 / 3], rel=1e-6)
+    assert class_margins(torch.tensor([32, 512])).tolist() == pytest.approx([2.0, 1.0], rel=1e-6)
+
+
+ALLOWED = [[1, 0, 1, 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+"""Labels 2 and 3 are kinds of label 0."""
+
+
+def _labelled(seed: int, n_cells: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return 3 * torch.randn(n_cells, 4, generator=generator), torch.arange(n_cells) % 4
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.7])
+def test_exact_labels_have_the_cross_entropy_of_torch(smoothing: float) -> None:
+    logits, label = _labelled(0)
+    for allowed in (None, torch.eye(4, dtype=torch.bool)):
+        found = label_loss(logits, label, LabelObjective(allowed_CC=allowed, smoothing=smoothing))
+        assert found.item() == pytest.approx(F.cross_entropy(logits, label, label_smoothing=smoothing).item(), rel=1e-5)
+
+
+def test_weights_are_those_of_torch() -> None:
+    logits, label = _labelled(1)
+    weight = torch.tensor([0.2, 1.0, 3.0, 0.0])
+    found = label_loss(logits, label, LabelObjective(weight_C=weight))
+    assert found.item() == pytest.approx(F.cross_entropy(logits, label, weight=weight).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("marginal", [False, True])
+@pytest.mark.parametrize("margins", [False, True])
+def test_label_loss_is_a_plain_loop(marginal: bool, margins: bool) -> None:
+    """Weights, margins, labels that others are kinds of and smoothing, all at once."""
+    logits, label = _labelled(2)
+    label[4] = IGNORE
+    weight, margin = [0.2, 1.0, 3.0, 0.7], [0.5, 2.0, 1.0, 0.1] if margins else [0.0] * 4
+    allowed = ALLOWED if marginal else np.eye(4).tolist()
+    total = size = 0.0
+    for cell, truth in zip(logits.double().tolist(), label.tolist(), strict=True):
+        if truth == IGNORE:
+            continue
+        shifted = [x - m if may else x for x, m, may in zip(cell, margin, allowed[truth], strict=True)]
+        p = [math.exp(x) / sum(math.exp(y) for y in shifted) for x in shifted]
+        right = -math.log(sum(x for x, may in zip(p, allowed[truth], strict=True) if may))
+        total += weight[truth] * (0.8 * right + 0.2 * sum(-math.log(x) for x in p) / 4)
+        size += weight[truth]
+    objective = LabelObjective(
+        weight_C=torch.tensor(weight),
+        margin_C=torch.tensor(margin) if margins else None,
+        allowed_CC=torch.tensor(ALLOWED).bool() if marginal else None,
+        smoothing=0.2,
+    )
+    assert label_loss(logits, label, objective).item() == pytest.approx(total / size, rel=1e-5)
+
+
+def test_a_coarse_label_does_not_choose_among_its_kinds() -> None:
+    """Where the classes it may be have all the probability, no logit is pushed anywhere; a fine label still pushes."""
+    logits = torch.tensor([[1.0, -40.0, 0.0, 2.0]], requires_grad=True)
+    objective = LabelObjective(allowed_CC=torch.tensor(ALLOWED).bool())
+    label_loss(logits, torch.tensor([0]), objective).backward()
+    assert logits.grad.abs().max() < 1e-6
+    logits.grad = None
+    label_loss(logits, torch.tensor([2]), objective).backward()
+    assert logits.grad[0, 2] < -0.5
 
 
 def test_unlabelled_cells_do_not_count() -> None:
-    logits = torch.randn(3, 2, generator=torch.Generator().manual_seed(2))
-    some = label_loss(logits, torch.tensor([1, IGNORE, 0]))
-    assert some.item() == pytest.approx(label_loss(logits[[0, 2]], torch.tensor([1, 0])).item(), rel=1e-6)
-    assert label_loss(logits, torch.full((3,), IGNORE)).item() == 0
+    logits = torch.randn(3, 2, generator=torch.Generator().manual_seed(2), requires_grad=True)
+    plain = LabelObjective()
+    some = label_loss(logits, torch.tensor([1, IGNORE, 0]), plain)
+    assert some.item() == pytest.approx(label_loss(logits[[0, 2]], torch.tensor([1, 0]), plain).item(), rel=1e-6)
+    none = label_loss(logits, torch.full((3,), IGNORE), plain)
+    none.backward()
+    assert none.item() == 0
+    assert not logits.grad.any()
 
 
 def test_router_losses() -> None:

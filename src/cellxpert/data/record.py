@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -93,6 +93,11 @@ class Setup:
         """Roles that features can have: those that are played, and the niche where neighbours are known."""
         niche = self.spatial is not None and self.spatial.has_niche
         return (*self.roles, NICHE) if niche else self.roles
+
+    def with_terms_of(self, other: Setup) -> Setup:
+        """Add what labels mean in another setup, where this one does not say it."""
+        terms = {term.label: term for term in (*other.label_terms, *self.label_terms)}
+        return replace(self, label_terms=tuple(terms.values()))
 
     def modality(self, role: str) -> ModalitySetup:
         """Return the matrix that plays a role."""

@@ -19,7 +19,7 @@ __all__ = ["BinHead", "LabelHead"]
 class LabelHead(nn.Module):
     """Logits over labels: a linear map of the cell vector, one of the binned magnitudes, and one of image features.
 
-    The last two are zero until the head is fitted to its optimum after training (see :mod:`cellxpert.training.refit`); it makes
+    The last two are zero until the head is fitted to its optimum after training (see :mod:`cellxpert.training.label_head`); it makes
     the head a logistic regression on magnitudes and cell vector, the baseline that is hard to beat where labelled cells are few.
     ``gradient`` is the share of the label loss's gradient that reaches what is below the cell vector.
     """

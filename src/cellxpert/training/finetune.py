@@ -22,15 +22,8 @@ from cellxpert.data.vocabulary import Vocabulary
 from cellxpert.errors import AdapterError, CellxPertWarning
 from cellxpert.nn.network import Network
 from cellxpert.training.adapters import HEAD, inject, merged, require_same_answers, tensors_of
-from cellxpert.training.run import (
-    Learned,
-    TrainArguments,
-    classes_of,
-    learn,
-    perturbations_of,
-    split_cells,
-    unlearned,
-)
+from cellxpert.training.run import Learned, TrainArguments, learn, perturbations_of
+from cellxpert.training.split import classes_of, split_cells, unlearned
 
 __all__ = ["finetune_network"]
 
@@ -91,7 +84,7 @@ def finetune_network(
         If validation or test cells have labels that no training cell has.
     """
     column = cells.labels()
-    split = split_cells(cells, column, arguments, seed=seed)
+    split = split_cells(cells, column, train_size=arguments.train_size, split_key=arguments.split_key, seed=seed)
     train_rows = np.flatnonzero(split.to_numpy() == "train")
     unlabeled = cells.setup.unlabeled_category
     found = classes_of(column, train_rows, unlabeled)

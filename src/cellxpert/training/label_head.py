@@ -74,7 +74,7 @@ class Labelled:
 
 @torch.no_grad()
 def fit_label_head(
-    network: Network, head: LabelHead, collator: Collator, cells: Labelled, *, components: Components | None = None
+    network: Network, collator: Collator, cells: Labelled, *, head: LabelHead, components: Components | None = None
 ) -> Calibration | None:
     """Fit a head of a trained network, in place: to binned magnitudes, cell vectors, and image features.
 
@@ -84,12 +84,12 @@ def fit_label_head(
     ----------
     network
         The network, in evaluation mode on the CPU; all but the head stays.
-    head
-        Its label head, or its tissue head.
     collator
         Tokens of the cells.
     cells
         Training cells with labels. With fewer than two labels nothing is done.
+    head
+        Its label head, or its tissue head.
     components
         Components to tell labels in; those of the cells if None.
 
@@ -235,8 +235,9 @@ def _cross_fit(reading: _Reading, inputs_NX: sparse.csr_matrix, cells: Labelled)
         best = loss, inverse_penalty, temperature, logits_NC
     assert best is not None
     types = _Types.fit(reading, cells, fold_N)
+    by_batch = cells.batch_N is not None and len(np.unique(cells.batch_N)) >= N_FOLDS  # as folds_of decides
     calibration = _calibration(
-        "out-of-fold" if cells.batch_N is None else "left-out batches",
+        "left-out batches" if by_batch else "out-of-fold",
         best[3][known_N],
         allowed_NC[known_N],
         temperature=best[2],

@@ -78,9 +78,9 @@ class LabelTask:
     def finish(
         self,
         network: Network,
-        head: LabelHead,
         collator: Collator,
         *,
+        head: LabelHead,
         rows: Mapping[str, Ints],
         settings: TrainingConfig,
         seed: int,
@@ -91,8 +91,10 @@ class LabelTask:
 
         Parameters
         ----------
-        network, head, collator
-            The network, in evaluation mode on the CPU, its head for these labels, and the tokens of the cells.
+        network, collator
+            The network, in evaluation mode on the CPU, and the tokens of the cells.
+        head
+            Its head for these labels.
         rows
             Training and validation cells.
         settings, seed
@@ -115,7 +117,7 @@ class LabelTask:
             )
         calibration = None
         if fit_labels:
-            calibration = fit_label_head(network, head, collator, labelled["train"], components=self.components)
+            calibration = fit_label_head(network, collator, labelled["train"], head=head, components=self.components)
         if steered:
             calibration = calibrate_label_head(
                 network, collator, labelled["train"], validation=labelled["validation"], components=self.components

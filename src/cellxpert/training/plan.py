@@ -1,4 +1,7 @@
-"""The LightningModule: what happens in a step."""
+"""The LightningModule: what happens in a step.
+
+Shape suffixes: B cells, C labels.
+"""
 
 from __future__ import annotations
 

@@ -23,33 +23,30 @@ from cellxpert.data.cells import Cells
 from cellxpert.data.collate import Collator
 from cellxpert.data.loaders import CellDataModule
 from cellxpert.data.perturbations import Assigned, Perturbations, without_targets
-from cellxpert.data.splits import PARTS, column_split, group_split, names_parts, random_split, stratified_split
+from cellxpert.data.splits import PARTS
 from cellxpert.data.tokens import Tokens, tokenize
 from cellxpert.data.vocabulary import Vocabulary
-from cellxpert.errors import CellxPertWarning, ConfigError, ControlError, SplitError
+from cellxpert.errors import CellxPertWarning, ConfigError, ControlError
 from cellxpert.nn.network import Network
 from cellxpert.training.fit import RunConfig, fit
 from cellxpert.training.label_task import LabelTask
 from cellxpert.training.objectives import LabelObjective
 from cellxpert.training.refit import refit_responses
+from cellxpert.training.split import classes_of, split_cells, unlearned
 from cellxpert.training.start import start_from_data, start_interventions, start_label_head
 
 __all__ = [
     "Learned",
     "TrainArguments",
-    "classes_of",
     "learn",
     "perturbations_of",
-    "split_cells",
     "train_network",
-    "unlearned",
 ]
 
 MIN_EPOCHS = 3
 """Fewest epochs of a run that is not told their number."""
 CLONES = 4
 """Copies of a cell in an epoch, each with an order of its own, where positions are learned (arXiv:2605.00930)."""
-_MAX_LABELS_SHOWN = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +131,7 @@ def train_network(
             components=None if previous.calibration is None else previous.calibration.types.components,
             tissues=previous.tissues,
         )
-    split = split_cells(cells, labels, arguments, seed=seed)
+    split = split_cells(cells, labels, train_size=arguments.train_size, split_key=arguments.split_key, seed=seed)
     train_rows = np.flatnonzero(split.to_numpy() == "train")
     vocabulary = Vocabulary.fit(cells, config.tokens, train_rows=train_rows)
     classes = classes_of(labels, train_rows, cells.setup.unlabeled_category)
@@ -352,8 +349,8 @@ def _run(
         if told is not None and head is not None:
             calibration = told.finish(
                 network,
-                head,
                 collator,
+                head=head,
                 rows=rows,
                 settings=settings,
                 seed=arguments.seed,
@@ -364,54 +361,6 @@ def _run(
     if assigned is not None and fit_responses:
         refit_responses(network, tokens, rows=rows["train"], assigned=assigned)
     return history, found[0], found[1]
-
-
-def split_cells(cells: Cells, labels: pd.Series | None, arguments: TrainArguments, *, seed: int) -> pd.Series:
-    """Say for each cell whether it trains, validates, or is left alone: one of ``PARTS``."""
-    rng = np.random.default_rng([seed, 1])
-    split = pd.Series("train", index=cells.obs_names, dtype=object)
-    held_out = 1 - arguments.train_size
-    if not 0 < arguments.train_size <= 1:
-        raise ConfigError("train(train_size=)", found=repr(arguments.train_size), fix="give a share in (0, 1]")
-    if arguments.split_key is not None:
-        values = cells.obs(arguments.split_key)
-        if names_parts(values):
-            parts = column_split(values, where=f"obs[{arguments.split_key!r}]")
-            for part, positions in parts.items():
-                split.iloc[positions] = part
-            return split
-        if held_out == 0:
-            found = f"1, and split_key={arguments.split_key!r} names groups to hold out"
-            raise SplitError("train(train_size=)", found=found, fix="give train_size=0.9, or no split_key")
-        held = group_split(values, held_out=held_out, rng=rng)[1]
-    elif held_out == 0:
-        return split
-    elif labels is not None:
-        held = stratified_split(labels, held_out=held_out, rng=rng)[1]
-    else:
-        held = random_split(cells.n_cells, held_out=held_out, rng=rng)[1]
-    split.iloc[held] = "validation"
-    return split
-
-
-def classes_of(labels: pd.Series | None, train_rows: npt.NDArray[np.int64], unlabeled_category: str) -> tuple[str, ...]:
-    """Labels that occur among the training cells, sorted."""
-    if labels is None:
-        return ()
-    return tuple(sorted(set(labels.iloc[train_rows]) - {unlabeled_category}))
-
-
-def unlearned(labels: pd.Series | None, classes: tuple[str, ...], unlabeled_category: str) -> str:
-    """What to say of labels that no training cell has; empty if there are none."""
-    if labels is None:
-        return ""
-    counts = labels[~labels.isin([*classes, unlabeled_category])].astype(str).value_counts().sort_index()
-    if counts.empty:
-        return ""
-    shown = ", ".join(f"{label!r} ({n} cells)" for label, n in counts.head(_MAX_LABELS_SHOWN).items())
-    if len(counts) > _MAX_LABELS_SHOWN:
-        shown += f" and {len(counts) - _MAX_LABELS_SHOWN} more"
-    return f"no training cell has the labels {shown}: they are not learned, and not in the validation metrics of labels"
 
 
 def _fingerprint(

@@ -1,0 +1,65 @@
+"""Which cells train, and which labels they can teach."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cellxpert.data.cells import Cells
+from cellxpert.data.splits import column_split, group_split, names_parts, random_split, stratified_split
+from cellxpert.errors import ConfigError, SplitError
+
+__all__ = ["classes_of", "split_cells", "unlearned"]
+
+_MAX_LABELS_SHOWN = 20
+
+
+def split_cells(
+    cells: Cells, labels: pd.Series | None, *, train_size: float, split_key: str | None, seed: int
+) -> pd.Series:
+    """Say for each cell whether it trains, validates, or is left alone: one of ``PARTS``."""
+    rng = np.random.default_rng([seed, 1])
+    split = pd.Series("train", index=cells.obs_names, dtype=object)
+    held_out = 1 - train_size
+    if not 0 < train_size <= 1:
+        raise ConfigError("train(train_size=)", found=repr(train_size), fix="give a share in (0, 1]")
+    if split_key is not None:
+        values = cells.obs(split_key)
+        if names_parts(values):
+            parts = column_split(values, where=f"obs[{split_key!r}]")
+            for part, positions in parts.items():
+                split.iloc[positions] = part
+            return split
+        if held_out == 0:
+            found = f"1, and split_key={split_key!r} names groups to hold out"
+            raise SplitError("train(train_size=)", found=found, fix="give train_size=0.9, or no split_key")
+        held = group_split(values, held_out=held_out, rng=rng)[1]
+    elif held_out == 0:
+        return split
+    elif labels is not None:
+        held = stratified_split(labels, held_out=held_out, rng=rng)[1]
+    else:
+        held = random_split(cells.n_cells, held_out=held_out, rng=rng)[1]
+    split.iloc[held] = "validation"
+    return split
+
+
+def classes_of(labels: pd.Series | None, train_rows: npt.NDArray[np.int64], unlabeled_category: str) -> tuple[str, ...]:
+    """Labels that occur among the training cells, sorted."""
+    if labels is None:
+        return ()
+    return tuple(sorted(set(labels.iloc[train_rows]) - {unlabeled_category}))
+
+
+def unlearned(labels: pd.Series | None, classes: tuple[str, ...], unlabeled_category: str) -> str:
+    """What to say of labels that no training cell has; empty if there are none."""
+    if labels is None:
+        return ""
+    counts = labels[~labels.isin([*classes, unlabeled_category])].astype(str).value_counts().sort_index()
+    if counts.empty:
+        return ""
+    shown = ", ".join(f"{label!r} ({n} cells)" for label, n in counts.head(_MAX_LABELS_SHOWN).items())
+    if len(counts) > _MAX_LABELS_SHOWN:
+        shown += f" and {len(counts) - _MAX_LABELS_SHOWN} more"
+    return f"no training cell has the labels {shown}: they are not learned, and not in the validation metrics of labels"
