@@ -77,7 +77,8 @@ class Union:
             adata = adata[new]
             labels = adata.obs[part.label_key].astype(str).to_numpy()
             rows = capped(labels, self.per_label)
-            obs = pd.DataFrame({"label": labels[rows], "set": part.name}, index=adata.obs_names[rows])
+            names = f"{part.name}:" + adata.obs_names[rows].astype(str)
+            obs = pd.DataFrame({"label": labels[rows], "set": part.name}, index=names)
             cells.append(anndata.AnnData(sp.csr_matrix(adata.X[rows]), obs=obs, var=adata.var[[]]))
         train, test, start = [], [], 0
         for adata in cells:
@@ -100,7 +101,6 @@ def side_by_side(cells: Sequence[anndata.AnnData]) -> anndata.AnnData:
     counts = pd.Series(np.concatenate([adata.var_names.unique() for adata in cells])).value_counts()
     genes = sorted(counts.index[2 * counts >= len(cells)])
     whole = anndata.concat(cells, join="outer", fill_value=0, index_unique=None)[:, genes].copy()
-    whole.obs_names = whole.obs["set"].astype(str) + ":" + whole.obs_names.astype(str)
     whole.X = sp.csr_matrix(whole.X).astype(np.int32)
     return whole
 
