@@ -5,6 +5,7 @@ from __future__ import annotations
 import anndata
 import lightning.pytorch  # noqa: F401 - its import takes seconds, which are not training
 import numpy as np
+import pandas as pd
 import scanpy  # noqa: F401 - as above
 
 import cellxpert as cx
@@ -13,6 +14,8 @@ from benchmarks.methods import Prediction
 __all__ = ["Ours", "nano_names", "nano_terms"]
 
 LABEL, SET = "label", "set"
+BACK_OFF = 0.5
+"""Least probability of an answer that may be coarser than the labels."""
 
 
 class Ours:
@@ -36,8 +39,17 @@ class Ours:
 
     def predict(self, cells: anndata.AnnData) -> Prediction:
         """See :class:`benchmarks.methods.Annotator`."""
-        table = self.model.annotate(cells, inplace=False, unknown=False)
-        return Prediction(table["label"].to_numpy(dtype=str), table["confidence"].to_numpy())
+        return _prediction(self.model.annotate(cells, inplace=False, unknown=False))
+
+    def predict_coarser(self, cells: anndata.AnnData) -> Prediction | None:
+        """Name a coarser type where no label is probable; None where labels are mere names."""
+        if not self.terms:
+            return None
+        return _prediction(self.model.annotate(cells, inplace=False, unknown=False, back_off=BACK_OFF))
+
+
+def _prediction(table: pd.DataFrame) -> Prediction:
+    return Prediction(table["label"].to_numpy(dtype=str), table["confidence"].to_numpy())
 
 
 def nano_names(*, seed: int, quick: bool) -> Ours:

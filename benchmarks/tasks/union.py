@@ -13,7 +13,7 @@ import pandas as pd
 from benchmarks.data_sets_union import UNION, Union
 from benchmarks.measure import measured
 from benchmarks.methods import UNION as METHODS
-from benchmarks.methods import make
+from benchmarks.methods import Prediction, make
 from benchmarks.metrics import annotation_scores
 from benchmarks.registry import Case, Measurement, Options, Task
 from benchmarks.render import dot_plot, method_table
@@ -80,16 +80,24 @@ def annotate_all(union: Union, *, method: str, seed: int, options: Options) -> l
     annotator = make(METHODS[method], seed=seed, quick=options.quick)
     with measured() as cost:
         annotator.fit(seen, labels[train])
-        said = annotator.predict(held_out)
-    truth = terms_of(labels[test])
+        said = {method: annotator.predict(held_out)}
+    coarser = annotator.predict_coarser(held_out) if hasattr(annotator, "predict_coarser") else None
+    if coarser is not None:
+        said[f"{method}-back-off"] = coarser
+    names = np.unique(labels[train])
+    sizes = {"n_labels": float(len(names)), "n_terms": float(len(np.unique(terms_of(names))))}
+    return [
+        Measurement(method=name, metrics=_scores(labels[test], answer) | sizes, seconds=cost.seconds, mib=cost.mib)
+        for name, answer in said.items()
+    ]
+
+
+def _scores(labels: np.ndarray, said: Prediction) -> dict[str, float]:
+    """Score answers as names, and as terms where the truth has one."""
+    truth = terms_of(labels)
     known = truth != ""
-    scores = annotation_scores(labels[test], said.labels, said.confidence)
-    scores |= term_scores(truth[known], terms_of(said.labels)[known], labels[test][known])
-    scores |= {
-        "n_labels": float(len(np.unique(labels[train]))),
-        "n_terms": float(len(np.unique(terms_of(labels[train])))),
-    }
-    return [Measurement(method=method, metrics=scores, seconds=cost.seconds, mib=cost.mib)]
+    scores = annotation_scores(labels, said.labels, said.confidence)
+    return scores | term_scores(truth[known], terms_of(said.labels)[known], labels[known])
 
 
 def cases(options: Options) -> Iterator[Case]:
@@ -125,7 +133,8 @@ def report(frame: pd.DataFrame) -> str:
 
 def plot(frame: pd.DataFrame, stem: Path) -> Sequence[Path]:
     """Draw macro-F1 of names, hierarchical F1 and the share of compatible answers."""
-    order = [method for method in METHODS if method in set(frame["method"])]
+    known = [method for method in METHODS if method in set(frame["method"])]
+    order = [*known, *sorted(set(frame["method"]) - set(known))]
     metrics = ["macro_f1", "macro_hierarchical_f1", "macro_compatible"]
     return [dot_plot(frame, metrics, stem.with_name(stem.name + ".png"), order=order)]
 

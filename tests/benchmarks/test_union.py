@@ -114,7 +114,9 @@ def test_scores_by_hand() -> None:
 @pytest.mark.parametrize("method", ["cellxpert-nano-terms", "cellxpert-nano-names", "logistic_regression"])
 def test_methods_tell_types_apart_in_whatever_words(method: str) -> None:
     pytest.importorskip("cellxgene_ontology_guide")
-    (found,) = annotate_all(TOY, method=method, seed=0, options=Options(quick=True))
+    found, *coarser = annotate_all(TOY, method=method, seed=0, options=Options(quick=True))
+    assert [other.method for other in coarser] == [f"{method}-back-off"] * method.endswith("terms")
+    assert all(other.metrics["contradictions"] <= found.metrics["contradictions"] for other in coarser)
     assert found.metrics["contradictions"] < 0.05
     assert found.metrics["n_labels"] == 5
     assert found.metrics["n_terms"] == 4  # both words for natural killer cells
