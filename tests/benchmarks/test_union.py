@@ -123,6 +123,33 @@ def test_methods_tell_types_apart_in_whatever_words(method: str) -> None:
     assert found.metrics["accuracy"] < 0.9  # which of two words is a matter of chance
 
 
+def test_a_hundred_and_sixty_labels_that_overlap() -> None:
+    pytest.importorskip("cellxgene_ontology_guide")
+    from cellxpert.ontology import CellOntology
+
+    ontology = CellOntology()
+    kinds = sorted(ontology.descendants("CL:0000542"), key=lambda term: (ontology.depth(term), term))[:160]
+    has = np.array([[other in ontology.ancestors(term) | {term} for other in kinds] for term in kinds])
+    rate = np.where(has, 12.0, 0.05)  # a gene of its own, and those of what it is a kind of
+
+    def part(name: str, first: int, last: int) -> Part:
+        def read(data_dir: Path | None) -> anndata.AnnData:
+            which = np.repeat(np.arange(first, last), 5)
+            adata = anndata.AnnData(sp.csr_matrix(np.random.default_rng(first).poisson(rate[which]).astype(np.int32)))
+            adata.obs_names = [f"c{i}" for i in range(adata.n_obs)]
+            adata.var_names = [f"g{i}" for i in range(adata.n_vars)]
+            adata.obs["kind"] = [ontology.name(kinds[i]) for i in which]
+            return adata
+
+        return Part(name=name, file="", read=read, label_key="kind")
+
+    union = Union(name="many", parts=(part("one", 0, 85), part("two", 75, 160)))
+    found, _ = annotate_all(union, method="cellxpert-nano-terms", seed=0, options=Options(quick=True))
+    assert found.metrics["n_labels"] == found.metrics["n_terms"] == 160
+    assert found.metrics["contradictions"] < 0.05
+    assert found.metrics["term_accuracy"] > 0.5  # a cell of a coarse label may be of a finer one
+
+
 def test_the_union_of_real_sets(real_data: Path) -> None:
     pytest.importorskip("cellxgene_ontology_guide")
     from cellxpert.ontology import match_labels
