@@ -57,9 +57,8 @@ def transfer_scores(truth: np.ndarray, predicted: np.ndarray, trained: Sequence[
         ``hierarchical_…``; ``compatible``: the answer is the true term, a kind of it, or what it is a kind of; the same over known
         cells, and its mean over their true terms; ``error_distance``: edges between answer and truth, over all answers.
     """
-    from cellxpert.ontology import CellOntology
-
     from cellxpert.metrics import error_distance, hierarchical_scores, within_branch_accuracy
+    from cellxpert.ontology import CellOntology
 
     ontology = CellOntology()
     above = ontology.ancestors
