@@ -482,7 +482,7 @@ class CellxPert(SetupMethods, AdapterMethods):
         ``cellxpert_label_ontology_term_id`` (``"unknown"`` for none), ``cellxpert_set_size``, and ``cellxpert_tissue`` with
         ``cellxpert_tissue_confidence`` where the setup named a ``tissue_key``. To ``obsm``: ``cellxpert_proba``
         (float32 of shape (n_cells, n_labels)) and ``cellxpert_sets`` (bool, the same shape). And a record in
-        ``uns["cellxpert_info"]["annotate"]`` whose ``classes`` name their columns.
+        ``uns["cellxpert_info"]["annotate"][key_added]`` whose ``classes`` name their columns.
         """
         started = time.perf_counter()
         state = exchange.require_labels(self._trained())

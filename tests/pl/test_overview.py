@@ -79,6 +79,14 @@ def test_refused_cells_stand_out(annotated):
     assert len(points.get_offsets()) == 60
 
 
+def test_a_coarser_label_is_a_label(annotated):
+    reason = annotated.obs["cellxpert_reason"].astype(str)
+    reason.iloc[6:10] = "coarser"
+    annotated.obs["cellxpert_reason"] = reason
+    weak, strong = pl.annotation_overview(annotated)[2].collections
+    assert (len(weak.get_offsets()), len(strong.get_offsets())) == (54, 6)
+
+
 def test_a_reason_keeps_its_colour_whichever_others_occur(annotated):
     before = _legend(pl.annotation_overview(annotated)[2])["low confidence (6)"]
     reason = annotated.obs["cellxpert_reason"].astype(str).replace("out_of_distribution", "another reason")

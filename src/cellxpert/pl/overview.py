@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["annotation_overview"]
 
-_LABELLED = "labelled"
+_LABELLED, _COARSER = "labelled", "coarser"
 _REASONS = {
     _LABELLED: "#A9CBE0",
+    _COARSER: "#7FB59B",
     "low_confidence": "#E69F00",
     "out_of_distribution": "#9E1861",
     "few_genes": "#303030",
@@ -96,7 +97,7 @@ def annotation_overview(
     embedding(data, confidence, ax=axes[1], title="confidence", **drawn)
     for points in axes[1].collections:
         points.set_clim(0, 1)
-    refused = reasons.notna() & (reasons != _LABELLED)
+    refused = reasons.notna() & ~reasons.isin([_LABELLED, _COARSER])
     emphasis = refused if refused.any() else None
     embedding(
         data, reasons, ax=axes[2], palette=reason_colors, emphasis=emphasis, legend=False, title="reason", **drawn
