@@ -16,12 +16,14 @@ import pandas as pd
 __all__ = ["TASKS", "Case", "Measurement", "Options", "Task", "get_task", "missing_files"]
 
 TASKS: Mapping[str, str] = {
+    "adapters": "benchmarks.tasks.adapters",
     "annotation": "benchmarks.tasks.annotation",
     "perturbation": "benchmarks.tasks.perturbation",
     "spatial": "benchmarks.tasks.spatial",
     "speed": "benchmarks.tasks.speed",
     "speed-gpu": "benchmarks.tasks.speed_gpu",
     "transfer": "benchmarks.tasks.transfer",
+    "union": "benchmarks.tasks.union",
     "unknown": "benchmarks.tasks.unknown",
 }
 """Name of each task -> the module whose ``TASK`` it is."""

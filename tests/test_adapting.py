@@ -17,6 +17,7 @@ from mudata import MuData
 import cellxpert as cx
 from cellxpert.checkpoint import weights_hash
 from cellxpert.errors import AdapterError, CheckpointError, ConfigError, NotTrainedError, OutputExistsError, ResumeError
+from cellxpert.files import read_arrays
 
 LABELS = "bulk_labels"
 
@@ -121,7 +122,7 @@ def test_a_saved_model_keeps_its_adapters_and_which_is_in_use(adapted, cells, tm
     assert found == [
         f"model/adapters/{name}/{file}"
         for name in ("lineage", "prompted")
-        for file in ("adapter.safetensors", "config.json")
+        for file in ("adapter.safetensors", "calibration.safetensors", "config.json")
     ]
     loaded = _load(tmp_path / "model", cells)
     assert (loaded.active_adapter, loaded.adapters) == ("lineage", ("lineage", "prompted"))
@@ -142,6 +143,13 @@ def test_an_adapter_alone_is_loaded_onto_its_base(base, adapted, cells, tmp_path
     assert model.active_adapter == "lineage"  # what is loaded is used
     assert summary.n_trainable > 3 * 65  # a loaded adapter can be trained on
     assert _equal(_answers(model, cells), _answers(adapted, cells))
+    for asked in ({}, {"set_coverage": 0.9, "coverage": 0.7}):  # labels, reasons, distances
+        pd.testing.assert_frame_equal(
+            model.annotate(cells, inplace=False, **asked),
+            adapted.annotate(cells, inplace=False, **asked),
+            check_exact=True,
+        )
+    assert "direct_VP" not in read_arrays(tmp_path / "lineage" / "calibration.safetensors")  # the base has it
     model.load_adapter(tmp_path / "lineage", name="again")
     assert model.adapters == ("lineage", "again")
     with pytest.raises(AdapterError, match="'again' already"):

@@ -23,10 +23,12 @@ def test_arguments_are_passed_on_as_they_are(name, monkeypatch):
     parameters = dict(inspect.signature(getattr(cx.CellxPert, name)).parameters)
     data = parameters.pop(next(iter(parameters)))
     given = {p: object() for p in parameters}
-    seen = {}
+    seen, named = {}, []
     monkeypatch.setattr(setups, name, lambda first, **rest: seen.update(rest, **{data.name: first}))
     monkeypatch.setattr(setups, "spatial_setup", lambda **names: names)
+    monkeypatch.setattr("cellxpert.base.name_terms", lambda first, terms: named.append((first, terms)))
     assert getattr(cx.CellxPert, name)("data", **given) is None
+    assert named == [("data", given.pop("label_terms"))]
     space = {p: given.pop(p) for p in SPACE}
     assert seen == given | {data.name: "data", "spatial": space}
 
@@ -35,7 +37,7 @@ def test_arguments_are_passed_on_as_they_are(name, monkeypatch):
 def test_defaults_are_those_of_the_data_path(name):
     ours, theirs = (inspect.signature(getattr(o, name)).parameters for o in (cx.CellxPert, setups))
     defaults = {n: p.default for n, p in theirs.items() if n != "spatial"}
-    assert {n: p.default for n, p in ours.items()} == defaults | SPACE
+    assert {n: p.default for n, p in ours.items()} == defaults | SPACE | {"label_terms": None}
 
 
 def test_a_spatialdata_takes_what_an_anndata_takes():

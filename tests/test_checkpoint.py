@@ -64,7 +64,8 @@ def test_save_then_load_is_bit_equal(trained: cx.CellxPert, saved: Path) -> None
 
 
 def test_folder_holds_no_pickle(saved: Path) -> None:
-    assert sorted(f.name for f in saved.iterdir()) == ["config.json", "vocabulary.json", "weights.safetensors"]
+    names = ["calibration.safetensors", "config.json", "vocabulary.json", "weights.safetensors"]
+    assert sorted(f.name for f in saved.iterdir()) == names
 
 
 def test_existing_folder_is_kept_unless_told_otherwise(trained: cx.CellxPert, copy: Path, tmp_path: Path) -> None:
@@ -99,11 +100,15 @@ def test_untrained_model_is_not_saved(pbmc, tmp_path: Path) -> None:
         cx.CellxPert(pbmc, preset="nano").save(tmp_path / "model")
 
 
-@pytest.mark.parametrize("name", ["config.json", "vocabulary.json", "weights.safetensors"])
+@pytest.mark.parametrize("name", ["config.json", "vocabulary.json", "weights.safetensors", "calibration.safetensors"])
 def test_missing_file(copy: Path, name: str) -> None:
     (copy / name).unlink()
-    with pytest.raises(CheckpointNotFoundError, match=name):
-        cx.CellxPert.load(copy)
+    for _ in range(2):
+        with pytest.raises(CheckpointNotFoundError, match=name):
+            cx.CellxPert.load(copy)
+        if name == "config.json":
+            return
+        _edit_config(copy, sha256={})  # nor without hashes
 
 
 def test_missing_folder(tmp_path: Path) -> None:
@@ -128,7 +133,7 @@ def test_no_path(trained: cx.CellxPert, dir_path: object) -> None:
     ],
     ids=["html", "pickle", "zip"],
 )
-@pytest.mark.parametrize("name", ["weights.safetensors", "vocabulary.json"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "vocabulary.json", "calibration.safetensors"])
 def test_other_things_in_a_file_are_named(copy: Path, name: str, content: bytes, message: str) -> None:
     (copy / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=message):
@@ -159,13 +164,14 @@ def test_damaged_config(copy: Path, content: bytes, message: str) -> None:
         cx.CellxPert.load(copy)
 
 
-def test_truncated_weights(copy: Path) -> None:
-    file = copy / "weights.safetensors"
+@pytest.mark.parametrize("name", ["weights.safetensors", "calibration.safetensors"])
+def test_truncated_tensors(copy: Path, name: str) -> None:
+    file = copy / name
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="sha256"):
+    with pytest.raises(CheckpointError, match=rf"{name}[\s\S]*sha256"):
         cx.CellxPert.load(copy)
     _edit_config(copy, sha256={})
-    with pytest.raises(CheckpointError, match="truncated"):
+    with pytest.raises(CheckpointError, match=rf"{name}[\s\S]*truncated"):
         cx.CellxPert.load(copy)
 
 
@@ -260,6 +266,61 @@ def test_weights_missing_unexpected_misshapen_or_not_finite(copy: Path) -> None:
         cx.CellxPert.load(copy)
     _replace_weights(copy, tensors | {other: torch.full_like(tensors[other], float("nan"))})
     with pytest.raises(CheckpointError, match="NaN"):
+        cx.CellxPert.load(copy)
+
+
+# --- calibration -------------------------------------------------------------------------------------------------------
+
+
+def test_what_labels_can_be_trusted_with_survives_bit_for_bit(trained: cx.CellxPert, saved: Path) -> None:
+    own, loaded = trained._state.calibration, load_state(saved).calibration
+    assert loaded.to_dict() == own.to_dict()
+    arrays = loaded.to_arrays()
+    assert arrays.keys() == own.to_arrays().keys()
+    assert all(np.array_equal(arrays[name], x) for name, x in own.to_arrays().items())
+
+
+def test_models_of_before_there_were_calibrations_are_loaded(copy: Path, trained: cx.CellxPert) -> None:
+    """Format 1: probabilities are taken at their word, no cell is strange."""
+    (copy / "calibration.safetensors").unlink()
+    file = copy / "config.json"
+    config = json.loads(file.read_text()) | {"format_version": 1}
+    del config["calibration"], config["sha256"]["calibration.safetensors"]
+    file.write_text(json.dumps(config))
+    loaded = cx.CellxPert.load(copy, trained._data)
+    assert loaded._state.calibration is None
+    table = loaded.annotate(inplace=False)
+    assert set(table["reason"]) == {"labelled"}
+    assert table["ood"].isna().all()
+    proba = loaded.annotate(inplace=False, return_proba=True)
+    assert (proba.columns[proba.to_numpy().argmax(axis=1)] == table["label"]).all()
+    assert np.array_equal(loaded.get_latent(inplace=False), trained.get_latent(inplace=False))
+    with pytest.raises(ConfigError, match="not calibrated"):
+        loaded.annotate(inplace=False, set_coverage=0.9)
+    loaded.save(copy, overwrite=True)
+    assert not (copy / "calibration.safetensors").exists()
+    assert cx.CellxPert.load(copy, trained._data).annotate(inplace=False).equals(table)
+
+
+@pytest.mark.parametrize("value", [3, [], {"source": "out-of-fold"}, {"temperature": "hot"}])
+def test_impossible_calibrations_are_refused(copy: Path, value: object) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    if value == {"temperature": "hot"}:
+        value = config["calibration"] | value
+    _edit_config(copy, calibration=value)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        cx.CellxPert.load(copy)
+
+
+def test_calibrations_without_an_array_or_with_nan_are_refused(copy: Path) -> None:
+    file = copy / "calibration.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    _edit_config(copy, sha256={})
+    safetensors.torch.save_file({k: v for k, v in tensors.items() if k != "mean_CP"}, file)
+    with pytest.raises(CheckpointError, match="mean_CP"):
+        cx.CellxPert.load(copy)
+    safetensors.torch.save_file(tensors | {"root_PP": torch.full_like(tensors["root_PP"], float("nan"))}, file)
+    with pytest.raises(CheckpointError, match="root_PP holds NaN"):
         cx.CellxPert.load(copy)
 
 

@@ -57,10 +57,16 @@ def test_results_are_written_where_scanpy_looks(trained: cx.CellxPert, pbmc: MuD
         proba = part.obsm["cellxpert_proba"]
         assert proba.shape == (700, len(trained.labels))
         assert np.allclose(proba.sum(axis=1), 1, atol=1e-6)
-        assert np.allclose(proba.max(axis=1), part.obs["cellxpert_confidence"])
+        named = (part.obs["cellxpert_reason"] == "labelled").to_numpy()
+        assert 0.7 < named.mean() < 1
+        assert np.allclose(proba.max(axis=1)[named], part.obs["cellxpert_confidence"][named])
+        assert (part.obs["cellxpert_confidence"][~named] == 0).all()
+        assert (part.obs["cellxpert_label"][~named] == "Unknown").all()
+        assert (part.obs["cellxpert_ood"] >= 0).all()
     entry = pbmc.uns["cellxpert_info"]["annotate"]["cellxpert_label"]
     classes = np.asarray(entry["classes"])
-    assert (classes[pbmc.obsm["cellxpert_proba"].argmax(axis=1)] == pbmc.obs["cellxpert_label"]).all()
+    named = (pbmc.obs["cellxpert_reason"] == "labelled").to_numpy()
+    assert (classes[pbmc.obsm["cellxpert_proba"].argmax(axis=1)] == pbmc.obs["cellxpert_label"])[named].all()
     with set_options(pull_on_update=False):
         pbmc.write_h5mu(tmp_path / "x.h5mu")
         again = read_h5mu(tmp_path / "x.h5mu")
@@ -73,7 +79,7 @@ def test_results_are_written_where_scanpy_looks(trained: cx.CellxPert, pbmc: MuD
 def test_anndata_results_write_to_h5ad_and_zarr(trained: cx.CellxPert, query: ad.AnnData, tmp_path) -> None:
     trained.get_latent(query, key_added="X_other")
     trained.annotate(query, key_added="type")
-    assert {"type", "type_confidence"} <= set(query.obs)
+    assert {"type", "type_confidence", "type_reason", "type_ood"} <= set(query.obs)
     query.write_h5ad(tmp_path / "x.h5ad")
     again = ad.read_h5ad(tmp_path / "x.h5ad")
     assert np.array_equal(again.obsm["X_other"], query.obsm["X_other"])
@@ -92,7 +98,7 @@ def test_inplace_false_writes_nothing(trained: cx.CellxPert, query: ad.AnnData) 
     vectors = trained.get_latent(query, inplace=False)
     table = trained.annotate(query, inplace=False)
     proba = trained.annotate(query, inplace=False, return_proba=True)
-    assert list(table.columns) == ["label", "confidence"]
+    assert list(table.columns) == ["label", "confidence", "reason", "ood"]
     assert table.index.equals(query.obs_names)
     assert tuple(proba.columns) == trained.labels
     assert vectors.shape[0] == query.n_obs
@@ -329,10 +335,11 @@ def test_empty_cells_are_unknown(trained: cx.CellxPert, query: ad.AnnData) -> No
         table = trained.annotate(query, inplace=False)
     assert table["label"].iloc[3] == "Unknown"
     assert table["confidence"].iloc[3] == 0
-    assert (table["label"].drop(table.index[3]) != "Unknown").all()
+    assert table["reason"].iloc[3] == "few_genes"
+    assert (table["reason"] == "few_genes").sum() == 1
     with pytest.warns(CellxPertWarning):
         forced = trained.annotate(query, inplace=False, unknown=False)
-    assert forced["label"].iloc[3] in trained.labels
+    assert set(forced["label"]) <= set(trained.labels)
 
 
 def test_unlabelled_cells_train_and_get_labels(pbmc: MuData) -> None:
@@ -345,4 +352,4 @@ def test_unlabelled_cells_train_and_get_labels(pbmc: MuData) -> None:
     model = cx.CellxPert(adata, config=cx.config.preset("nano").replace(n_genes=100, n_queries=8))
     model.train(max_epochs=1, progress_bar=False)
     assert model.labels == ("CD19+ B", "Dendritic")
-    assert "Unknown" not in set(model.annotate(inplace=False)["label"])
+    assert set(model.annotate(inplace=False, unknown=False)["label"]) == set(model.labels)

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ANNOTATION",
+    "LABEL_LOSSES",
     "PERTURBATION",
     "SPATIAL",
     "TRANSFER",
+    "UNION",
     "UNKNOWN",
     "Annotator",
     "Entry",
@@ -112,12 +114,19 @@ class Entry:
 
 _OURS, _BASELINES, _MULTIMODAL = (f"benchmarks.methods.{name}" for name in ("ours", "baselines", "multimodal"))
 
+LABEL_LOSSES: Mapping[str, Entry] = {
+    f"cellxpert-nano-{loss}": Entry(module=_OURS, maker=f"nano_{loss}", seeded=True)
+    for loss in ("weighted", "balanced", "ldam")
+}
+"""Ours with other label losses than the preset's: methods of the task ``annotation`` that are run once per split, without folds."""
+
 ANNOTATION: Mapping[str, Entry] = (
     {f"cellxpert-{name}": Entry(module=_OURS, maker=name, seeded=True) for name in ("nano", "mini")}
     | {
         f"cellxpert-{name.replace('_', '-')}": Entry(module=_OURS, maker=name, seeded=True, multimodal=True)
         for name in ("nano_rna_protein", "mini_rna_protein")
     }
+    | LABEL_LOSSES
     | {
         name: Entry(module=_BASELINES, maker=name)
         for name in (
@@ -151,8 +160,16 @@ UNKNOWN: Mapping[str, Entry] = {
 } | {name: Entry(module="benchmarks.methods.novelty", maker=name) for name in ("knn_distance", "mahalanobis")}
 """Methods of the task ``unknown``."""
 
-TRANSFER: Mapping[str, Entry] = {name: entry for name, entry in ANNOTATION.items() if not entry.multimodal}
+TRANSFER: Mapping[str, Entry] = {
+    name: entry for name, entry in ANNOTATION.items() if not entry.multimodal and name not in LABEL_LOSSES
+}
 """Methods of the task ``transfer``."""
+
+UNION: Mapping[str, Entry] = {
+    f"cellxpert-{name.replace('_', '-')}": Entry(module="benchmarks.methods.union", maker=name, seeded=True)
+    for name in ("nano_terms", "nano_names")
+} | {name: ANNOTATION[name] for name in ("logistic_regression", "svd_logistic_regression", "majority")}
+"""Methods of the task ``union``."""
 
 SPATIAL: Mapping[str, Entry] = {
     f"cellxpert-{name.replace('_', '-')}": Entry(module="benchmarks.methods.spatial", maker=name)

@@ -11,7 +11,16 @@ import scanpy  # noqa: F401 - as above
 import cellxpert as cx
 from benchmarks.methods import Prediction
 
-__all__ = ["Ours", "mini", "mini_rna_protein", "nano", "nano_rna_protein"]
+__all__ = [
+    "Ours",
+    "mini",
+    "mini_rna_protein",
+    "nano",
+    "nano_balanced",
+    "nano_ldam",
+    "nano_rna_protein",
+    "nano_weighted",
+]
 
 LABEL = "label"
 
@@ -24,10 +33,15 @@ def _mudata(cells: anndata.AnnData | mudata.MuData) -> mudata.MuData:
 
 
 class Ours:
-    """One preset, its own number of epochs, trained on all training cells. The test cells are first seen in ``predict``."""
+    """One preset, its own number of epochs, trained on all training cells. The test cells are first seen in ``predict``.
 
-    def __init__(self, preset: str, *, seed: int, quick: bool) -> None:
-        self.preset, self.seed, self.quick = preset, seed, quick
+    ``label_loss`` is the preset's where it is None.
+    """
+
+    def __init__(self, preset: str, *, seed: int, quick: bool, label_loss: str | None = None) -> None:
+        config = cx.config.preset(preset)
+        self.config = config if label_loss is None else config.replace(label_loss=label_loss)
+        self.seed, self.quick = seed, quick
 
     def fit(self, cells: anndata.AnnData | mudata.MuData, labels: np.ndarray) -> None:
         """See :class:`benchmarks.methods.Annotator`."""
@@ -35,7 +49,7 @@ class Ours:
         mdata["rna"].obs[LABEL] = labels
         modalities = {"rna": "rna"} | ({"protein": "prot"} if "prot" in mdata.mod else {})
         cx.CellxPert.setup_mudata(mdata, **modalities, labels_key=LABEL)
-        self.model = cx.CellxPert(mdata, preset=self.preset, seed=self.seed)
+        self.model = cx.CellxPert(mdata, config=self.config, seed=self.seed)
         self.model.train(max_epochs=1 if self.quick else None, train_size=1.0, progress_bar=False)
 
     def predict(self, cells: anndata.AnnData | mudata.MuData) -> Prediction:
@@ -63,3 +77,18 @@ def nano_rna_protein(*, seed: int, quick: bool) -> Ours:
 def mini_rna_protein(*, seed: int, quick: bool) -> Ours:
     """Preset ``mini``, given RNA and protein."""
     return Ours("mini", seed=seed, quick=quick)
+
+
+def nano_weighted(*, seed: int, quick: bool) -> Ours:
+    """Preset ``nano``, cells weighed by the inverse frequency of their label."""
+    return Ours("nano", seed=seed, quick=quick, label_loss="weighted")
+
+
+def nano_balanced(*, seed: int, quick: bool) -> Ours:
+    """Preset ``nano``, cells weighed by the effective number of their label."""
+    return Ours("nano", seed=seed, quick=quick, label_loss="balanced")
+
+
+def nano_ldam(*, seed: int, quick: bool) -> Ours:
+    """Preset ``nano``, rarer labels with larger margins."""
+    return Ours("nano", seed=seed, quick=quick, label_loss="ldam")

@@ -15,7 +15,7 @@ from benchmarks.data_sets import ANNOTATION as DATA
 from benchmarks.data_sets import DataSet, Split
 from benchmarks.measure import measured
 from benchmarks.methods import ANNOTATION as METHODS
-from benchmarks.methods import make
+from benchmarks.methods import LABEL_LOSSES, make
 from benchmarks.metrics import annotation_scores
 from benchmarks.registry import Case, Measurement, Options, Task
 from benchmarks.render import dot_plot, family, method_table
@@ -58,9 +58,10 @@ def cases(options: Options) -> Iterator[Case]:
     plan.sort(key=lambda pair: family(pair[1].name) != pair[1].name)
     for data, split in plan:
         for method, entry in METHODS.items():
-            if entry.multimodal and not data.multimodal:
+            variant = method in LABEL_LOSSES
+            if (entry.multimodal and not data.multimodal) or (variant and family(split.name) != split.name):
                 continue
-            for seed in range(split.n_seeds if entry.seeded and not options.quick else 1):
+            for seed in range(split.n_seeds if entry.seeded and not (options.quick or variant) else 1):
                 yield Case(
                     data=data.name,
                     split=split.name,

@@ -120,7 +120,7 @@ def write_adapter(adapter: Adapter, folder: Path, *, components: Components | No
     safetensors.torch.save_file(dict(adapter.tensors), folder / _TENSORS)
     files, calibration = [_TENSORS], adapter.calibration
     if calibration is not None:
-        own = calibration.types.components is not components
+        own = components is None or not calibration.types.components.equals(components)
         write_arrays(folder / CALIBRATION, calibration.to_arrays(components=own))
         files.append(CALIBRATION)
     config = {
@@ -159,13 +159,11 @@ def read_adapter(folder: Path, *, components: Components | None) -> Adapter:
     config = read_json(folder / CONFIG)
     check_format(folder, config, model=_MODEL, version=FORMAT_VERSION)
     try:
-        for name in (_TENSORS, CALIBRATION):
-            if name == _TENSORS or config["calibration"] is not None:
-                check_file(folder / name, config["sha256"][name])
-        calibration = None
-        if config["calibration"] is not None:
-            arrays = read_arrays(folder / CALIBRATION)
-            calibration = Calibration.of(config["calibration"], arrays, components=components)
+        measured, calibration = config.get("calibration"), None  # adapters of before have none
+        check_file(folder / _TENSORS, config["sha256"][_TENSORS])
+        if measured is not None:
+            check_file(folder / CALIBRATION, config["sha256"][CALIBRATION])
+            calibration = Calibration.of(measured, read_arrays(folder / CALIBRATION), components=components)
         read = {
             "name": require_name(config["name"]),
             "config": AdapterConfig(**config["adapter"]),

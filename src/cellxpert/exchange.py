@@ -43,10 +43,9 @@ __all__ = [
     "around",
     "collate",
     "describe",
+    "describe_labels",
     "evidence",
-    "label_record",
     "on_cpu",
-    "ontology_to_back_off",
     "progress",
     "read",
     "require_labels",
@@ -116,10 +115,10 @@ def _other_space(trained: SpatialSetup | None, here: SpatialSetup | None) -> lis
     return notes
 
 
-def require_labels(state: TrainedState) -> None:
-    """Raise ``NoLabelsError`` unless the model learned labels."""
+def require_labels(state: TrainedState) -> TrainedState:
+    """Return the model, if it learned labels; raise ``NoLabelsError`` if not."""
     if state.labels:
-        return
+        return state
     key, nothing = state.setup.labels_key, state.setup.unlabeled_category
     found, fix = "the model was trained without labels", "set up a labels_key, and train"
     if key is not None:
@@ -231,11 +230,11 @@ def evidence(
     data: Data,
     tokens: Tokens,
     *,
-    read: tuple[npt.NDArray[np.float32], ...],
-    clusters_key: str | None,
+    logits_NC: npt.NDArray[np.float32],
+    tissue_NC: npt.NDArray[np.float32] | None = None,
+    clusters_key: str | None = None,
 ) -> Evidence:
-    """Gather what labels are decided from; ``read`` is what :func:`~cellxpert.tasks.embed.embed` returned."""
-    _, logits_NC, tissue_NC = read
+    """Gather what labels are decided from."""
     modality_V, distance_N = state.vocabulary.role_of_feature, None
     if state.calibration is not None and state.network.labels is not None:
         scale_MK = state.network.labels.scale_MK.double().cpu().numpy()
@@ -253,40 +252,29 @@ def evidence(
     )
 
 
-def terms_of(state: TrainedState) -> tuple[str, ...] | None:
-    """Return the term of each label, ``""`` for none; None if no label has one."""
+def terms_of(state: TrainedState, *, needed: bool = False) -> tuple[str, ...] | None:
+    """Return the term of each label, ``""`` for none; None, or a ``ConfigError`` if they are needed, if no label has one."""
     known = {term.label: term.term for term in state.setup.label_terms}
     terms = tuple(known.get(label, "") for label in state.labels)
+    if needed and not any(terms):
+        found, fix = "labels without ontology terms", "train with setup_mudata(..., label_terms='auto')"
+        raise ConfigError("annotate(back_off=)", found=found, fix=fix)
     return terms if any(terms) else None
 
 
-def ontology_to_back_off(state: TrainedState, options: LabelOptions) -> CellOntology | None:
-    """Return the ontology that labels are backed off in; None where they are not to be."""
-    if options.back_off is None:
-        return None
-    if terms_of(state) is None:
-        fix = "train with setup_mudata(..., label_terms='auto')"
-        raise ConfigError("annotate(back_off=)", found="labels without ontology terms", fix=fix)
-    return CellOntology()
-
-
-def label_record(
-    state: TrainedState,
-    result: Annotation,
-    options: LabelOptions,
-    *,
-    clusters_key: str | None,
-    ontology: CellOntology | None,
+def describe_labels(
+    state: TrainedState, options: LabelOptions, *, clusters_key: str | None, ontology: CellOntology | None
 ) -> dict[str, Any]:
-    """Return what is recorded of an annotation: names of the columns, what was asked, what it was calibrated on."""
-    asked = asdict(options) | {"clusters_key": clusters_key}
-    return {
-        "classes": list(result.classes),
-        "calibrated_on": "nothing" if state.calibration is None else state.calibration.source,
-        **({} if state.tissues is None else {"tissues": list(state.tissues.names)}),
-        **({} if ontology is None else {"ontology_version": ontology.version}),
-        **{name: value for name, value in asked.items() if value is not None},
-    }
+    """Return plain values that say what was asked of labels, and what they rest on."""
+    asked = {name: value for name, value in asdict(options).items() if value is not None}
+    asked["calibrated_on"] = "nothing" if state.calibration is None else state.calibration.source
+    if clusters_key is not None:
+        asked["clusters_key"] = clusters_key
+    if ontology is not None:
+        asked["ontology_version"] = ontology.version
+    if state.tissues is not None:
+        asked["tissues"] = list(state.tissues.names)
+    return asked
 
 
 def annotation_table(result: Annotation, index: pd.Index) -> pd.DataFrame:
@@ -326,7 +314,7 @@ def write_annotation(data: Data, result: Annotation, *, key: str, entry: dict[st
         forget_obsm(data, keys.sets_key(key))
     else:
         write_obsm(data, keys.sets_key(key), result.sets_NC)
-    record(data, "annotate", key=key, entry=entry)
+    record(data, "annotate", key=key, entry=entry | {"classes": list(result.classes)})
 
 
 def write_perturbation(

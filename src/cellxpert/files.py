@@ -18,7 +18,13 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from cellxpert.errors import CheckpointError, CheckpointVersionError, ConfigError, OutputExistsError
+from cellxpert.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    CheckpointVersionError,
+    ConfigError,
+    OutputExistsError,
+)
 
 __all__ = [
     "CALIBRATION",
@@ -155,9 +161,12 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
 
     Raises
     ------
+    CheckpointNotFoundError
+        If the file is missing.
     CheckpointError
         As :func:`read_tensors`.
     """
+    _require_file(file)
     return {name: tensor.numpy() for name, tensor in read_tensors(file).items()}
 
 
@@ -172,13 +181,22 @@ def check_file(file: Path, expected: object) -> None:
 
     Raises
     ------
+    CheckpointNotFoundError
+        If it is missing.
     CheckpointError
         If it is another.
     """
+    _require_file(file)
     if sha256(file) != expected:
         raise CheckpointError(
             str(file), found=f"its sha256 is not the recorded one; {_describe(file)}", fix="copy the file again"
         )
+
+
+def _require_file(file: Path) -> None:
+    if not file.is_file():
+        found, fix = f"no file {file.name!r} there", "copy the whole folder again"
+        raise CheckpointNotFoundError(str(file.parent), found=found, fix=fix)
 
 
 def _describe(file: Path) -> str:

@@ -27,6 +27,7 @@ from cellxpert.data.tables import table_of
 from cellxpert.data.tokens import Tokens
 from cellxpert.data.write import record, write_obsm
 from cellxpert.errors import CellxPertWarning, ConfigError
+from cellxpert.ontology import CellOntology
 from cellxpert.tasks.annotate import LabelOptions, annotate
 from cellxpert.tasks.checks import make_screen
 from cellxpert.tasks.embed import embed
@@ -248,9 +249,8 @@ class CellxPert(SetupMethods, AdapterMethods):
         else:
             own = self._adapter(adapter)
         data = self._own_data() if mdata is None else table_of(mdata)
-        setup = setups.read_setup(data)
+        setup = setups.read_setup(data).with_terms_of(state.setup)
         setups.validate(data, setup)
-        setup = setup.with_terms_of(state.setup)
         rate = state.config.training.learning_rate / (3 if own is None else 1)
         config = state.config.replace(learning_rate=rate if learning_rate is None else learning_rate)
         if label_gradient is not None:
@@ -485,25 +485,25 @@ class CellxPert(SetupMethods, AdapterMethods):
         ``uns["cellxpert_info"]["annotate"][key_added]`` whose ``classes`` name their columns.
         """
         started = time.perf_counter()
-        state = self._trained()
-        exchange.require_labels(state)
+        state = exchange.require_labels(self._trained())
         options = LabelOptions(unknown=unknown, coverage=coverage, back_off=back_off, set_coverage=set_coverage)
-        ontology = exchange.ontology_to_back_off(state, options)
+        terms = exchange.terms_of(state, needed=back_off is not None)
+        ontology = None if back_off is None else CellOntology()
         data, tokens = self._read(mdata, "annotate", inplace=inplace)
-        read = self._embed(tokens, batch_size)
+        _, logits, tissues = self._embed(tokens, batch_size)
         result = annotate(
-            exchange.evidence(state, data, tokens, read=read, clusters_key=clusters_key),
+            exchange.evidence(state, data, tokens, logits_NC=logits, tissue_NC=tissues, clusters_key=clusters_key),
             classes=state.labels,
             unlabeled_category=self._setup.unlabeled_category,
             calibration=state.calibration,
             options=options,
-            label_terms=exchange.terms_of(state),
+            label_terms=terms,
             ontology=ontology,
             tissues=state.tissues,
         )
         if inplace:
-            told = exchange.label_record(state, result, options, clusters_key=clusters_key, ontology=ontology)
-            exchange.write_annotation(data, result, key=key_added, entry=self._record(tokens, started) | told)
+            asked = exchange.describe_labels(state, options, clusters_key=clusters_key, ontology=ontology)
+            exchange.write_annotation(data, result, key=key_added, entry=self._record(tokens, started) | asked)
         if return_proba:
             return pd.DataFrame(result.probabilities, index=data.obs_names, columns=list(result.classes))
         return None if inplace else exchange.annotation_table(result, data.obs_names)

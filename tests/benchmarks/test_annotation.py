@@ -18,7 +18,7 @@ from benchmarks.data_sets import (
     three_fold,
 )
 from benchmarks.methods import ANNOTATION as METHODS
-from benchmarks.methods import make
+from benchmarks.methods import LABEL_LOSSES, make
 from benchmarks.methods.baselines import log_normalised
 from benchmarks.methods.multimodal import centred_log_ratio
 from benchmarks.metrics import annotation_scores, expected_calibration_error
@@ -249,3 +249,17 @@ def test_cases() -> None:
     assert {case.seed for case in full if case.method == "knn"} == {0}
     assert all("CELLXPERT_DATA" in case.missing for case in full if case.data == "pbmc3k")
     assert {case.data for case in TASK.cases(Options(quick=True))} == {"pbmc68k"}
+
+
+def test_other_label_losses_are_settings_of_one_preset() -> None:
+    losses = {name: make(entry, seed=0, quick=True).config for name, entry in LABEL_LOSSES.items()}
+    assert {name.rpartition("-")[2]: config.training.label_loss for name, config in losses.items()} == {
+        "weighted": "weighted",
+        "balanced": "balanced",
+        "ldam": "ldam",
+    }
+    plain = make(METHODS["cellxpert-nano"], seed=0, quick=True).config
+    assert all(config.replace(label_loss="plain") == plain for config in losses.values())
+    variants = [case for case in TASK.cases(Options()) if case.method in LABEL_LOSSES]
+    assert {case.seed for case in variants} == {0}
+    assert not any("/" in case.split for case in variants)

@@ -150,6 +150,45 @@ def test_two_cells_have_the_direction_between_them() -> None:
     assert abs(found[:, 0] @ between) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("value", [-1, 2])
+def test_cells_that_do_not_differ_lie_in_one_place(value: int) -> None:
+    """Whether nothing is seen of them or the same in all."""
+    tokens, rows = _tokens(np.full((30, len(MODALITY)), value)), np.arange(30)
+    found = _find(tokens, rows)
+    assert found.direct_VP.shape == (len(MODALITY), 1)
+    point = found.project(tokens, rows, scale_MK=SCALE, modality_V=MODALITY)
+    assert np.allclose(point, 0)
+    types = TypeModel.fit(found, point, rows % 2, n_labels=2)
+    assert np.allclose(types.distance(point), 0)
+
+
+def test_one_feature_is_the_component() -> None:
+    bins = np.arange(30)[:, None] % 4
+    cell, feature = np.nonzero(bins)
+    tokens = Tokens(
+        feature=feature.astype(np.int32),
+        bin=bins[cell, feature].astype(np.uint8),
+        start=np.r_[0, np.cumsum((bins > 0).sum(axis=1))],
+        rows=np.arange(30),
+        pattern=np.zeros(30, np.int32),
+        measured_features=np.ones((1, 1), bool),
+    )
+    given = {"scale_MK": SCALE, "modality_V": np.zeros(1, int)}
+    found = find_components(tokens, np.arange(30), seed=0, **given)
+    level = SCALE[0, bins[:, 0]]
+    assert np.allclose(found.project(tokens, np.arange(30), **given)[:, 0], level - level.mean())
+
+
+def test_fewer_differences_than_components() -> None:
+    """Three kinds of cells differ along two axes; the other components have no variance."""
+    tokens = _tokens(np.tile(_bins()[:3], (20, 1)))
+    point = _find(tokens, np.arange(60)).project(tokens, np.arange(60), scale_MK=SCALE, modality_V=MODALITY)
+    variance = point.var(axis=0)
+    assert (variance[:2] > 0.1).all()
+    assert np.allclose(variance[2:], 0)
+    assert np.isfinite(point).all()
+
+
 def test_features_that_nobody_measured_are_harmless() -> None:
     bins = _bins()
     bins[:, 4] = -1

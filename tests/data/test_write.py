@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from mudata import MuData
 
-from cellxpert.data.write import record, require_writable, write_layer, write_obs, write_obsm
+from cellxpert.data.write import forget_obs, forget_obsm, record, require_writable, write_layer, write_obs, write_obsm
 from cellxpert.errors import MuDataError, ViewError
 
 
@@ -38,6 +38,23 @@ def test_categories_are_those_in_use_and_stale_colours_go(mosaic: MuData) -> Non
     assert "type_colors" not in mosaic["protein"].uns
 
 
+def test_what_was_written_is_forgotten_everywhere_and_nothing_else(mosaic: MuData) -> None:
+    for key in ("score", "mine"):
+        write_obs(mosaic, key, pd.Series(1.0, index=mosaic.obs_names))
+        write_obsm(mosaic, f"X_{key}", np.zeros((4, 1), np.float32))
+    forget_obsm(mosaic, "X_score")
+    for part in (mosaic, *mosaic.mod.values()):
+        assert "score" in part.obs
+        assert "X_score" not in part.obsm
+    forget_obs(mosaic, "score")
+    forget_obs(mosaic, "score")  # what is gone already is no error
+    forget_obsm(mosaic, "X_score")
+    for part in (mosaic, *mosaic.mod.values()):
+        assert "score" not in part.obs
+        assert "mine" in part.obs
+        assert "X_mine" in part.obsm
+
+
 def test_nothing_is_written_where_a_row_map_is_stale(mosaic: MuData) -> None:
     require_writable(mosaic, "call")
     mosaic.mod["protein"] = mosaic["protein"][:2].copy()
@@ -46,6 +63,7 @@ def test_nothing_is_written_where_a_row_map_is_stale(mosaic: MuData) -> None:
         lambda: require_writable(mosaic, "call"),
         lambda: write_obsm(mosaic, "X_x", np.zeros((4, 1), np.float32)),
         lambda: write_obs(mosaic, "score", values),
+        lambda: forget_obs(mosaic, "kept"),
     ):
         with pytest.raises(MuDataError, match="protein"):
             call()

@@ -20,8 +20,9 @@ def test_vectors_are_those_of_the_network_padded_or_packed(trained: cx.CellxPert
     vectors = {}
     for layout in ("packed", "padded"):
         collator = Collator(tokens, n_features=state.vocabulary.n_features, n_bins=50, layout=layout)
-        vectors[layout], logits = embed(state.network, collator, batch_size=6)
+        vectors[layout], logits, tissues = embed(state.network, collator, batch_size=6)
         assert logits.shape == (20, len(state.labels))
+        assert tissues.shape == (20, 0)
         with torch.inference_mode():
             by_hand = [state.network.encode(collator([i])).cell_BD[0].numpy() for i in range(20)]
         assert np.abs(vectors[layout] - np.stack(by_hand)).max() <= 1e-5

@@ -14,7 +14,7 @@ from cellxpert.data.setup import read_setup
 from cellxpert.data.tokens import tokenize
 from cellxpert.data.vocabulary import Vocabulary
 from cellxpert.nn import Network
-from cellxpert.training.start import start_from_data, start_interventions, start_label_head, tilts
+from cellxpert.training.start import PROTEIN_WEIGHT, start_from_data, start_interventions, start_label_head, tilts
 
 
 def test_a_tilt_moves_the_mean_by_what_was_asked():
@@ -106,7 +106,7 @@ def _check_effects(network, vocabulary, perturbations, effects):
         np.testing.assert_allclose(found_V, effects.usual_V + effects.own_PV[row], atol=0.1)
 
 
-def test_a_label_head_reads_genes_as_counts_of_a_usual_cell_and_proteins_as_magnitudes():
+def test_a_label_head_reads_genes_as_counts_of_a_usual_cell_and_proteins_as_magnitudes_that_vary_more():
     mdata = cx.datasets.synthetic(n_cells=200, n_genes=20, n_peaks=0, n_proteins=6, n_types=2, seed=0)
     cx.CellxPert.setup_mudata(mdata, rna="rna", protein="protein", labels_key="cell_type", spatial_key="spatial")
     config = cx.config.preset("nano")
@@ -116,9 +116,18 @@ def test_a_label_head_reads_genes_as_counts_of_a_usual_cell_and_proteins_as_magn
     network = Network.from_config(
         config, feature_modality=vocabulary.role_of_feature.tolist(), n_labels=2, place=True, seed=0
     )
-    start_label_head(network, vocabulary, tokens, rows=rows)
+    start_label_head(network.labels, vocabulary, tokens, rows=rows)
     scale_MK = network.labels.scale_MK.numpy()
-    np.testing.assert_allclose(scale_MK[2], vocabulary.block("protein").bin_means, rtol=1e-6)
+    means = vocabulary.block("protein").bin_means
+    np.testing.assert_allclose(scale_MK[2] / scale_MK[2, 1], means / means[1], rtol=1e-5)
+    read = np.zeros((200, vocabulary.n_features))
+    for i in range(200):
+        for k in range(tokens.start[i], tokens.start[i + 1]):
+            feature = tokens.feature[k]
+            read[i, feature] = scale_MK[vocabulary.role_of_feature[feature], tokens.bin[k]]
+    variance = read.var(axis=0)
+    of_genes, of_proteins = (variance[vocabulary.role_of_feature == m].sum() for m in (0, 2))
+    np.testing.assert_allclose(of_proteins, PROTEIN_WEIGHT * of_genes, rtol=1e-3)
     assert not scale_MK[3].any()  # niches are left to the cell vector
     # a count of one in a cell of usual depth is log1p(1), times 2; and magnitudes are those of counts
     total = np.asarray(mdata["rna"].X.sum(axis=1)).ravel()
@@ -127,5 +136,5 @@ def test_a_label_head_reads_genes_as_counts_of_a_usual_cell_and_proteins_as_magn
     np.testing.assert_allclose(scale_MK[0], expected, rtol=0.1)
     torch.nn.init.ones_(network.labels.magnitude.weight)
     network.labels.scale_MK.zero_()
-    start_label_head(network, vocabulary, tokens, rows=rows)
+    start_label_head(network.labels, vocabulary, tokens, rows=rows)
     assert not network.labels.scale_MK.any()  # a head that was fitted keeps what it reads

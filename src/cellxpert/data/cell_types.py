@@ -24,6 +24,8 @@ Ints = npt.NDArray[np.int64]
 N_COMPONENTS = 50
 """Components looked for."""
 LEAST_COMPONENTS = 2
+LEAST_VARIANCE = 1e-8
+"""Variance of a feature up to which it is the same in all cells."""
 LEAST_REPLICATED = 0.5
 """Share of its variance that a component must have in cells that it was not found in: along the others the cells that it was found in lie
 far from all labels, and those alone."""
@@ -52,6 +54,10 @@ class Components:
         usual_GV = tokens.measured_features[pattern_G] * self.usual_V
         return np.asarray(level_NV @ self.direct_VP) - (usual_GV @ self.direct_VP)[group_N.reshape(-1)]
 
+    def equals(self, other: Components) -> bool:
+        """Whether the other components are the same, number by number."""
+        return np.array_equal(self.usual_V, other.usual_V) and np.array_equal(self.direct_VP, other.direct_VP)
+
     def first(self, n_components: int) -> Components:
         """Return the first components."""
         return Components(usual_V=self.usual_V, direct_VP=self.direct_VP[:, :n_components])
@@ -71,7 +77,7 @@ def n_replicated(found_FP: Floats, new_FP: Floats) -> int:
 
 
 def find_components(tokens: Tokens, rows: Ints, *, scale_MK: Floats, modality_V: Ints, seed: int) -> Components:
-    """Find the principal components of cells, at most ``N_COMPONENTS``."""
+    """Find the principal components of cells, at most ``N_COMPONENTS``; any one direction where cells do not differ."""
     level_NV = sparse.csr_array(scaled_magnitudes(tokens, rows, scale_MK=scale_MK, modality_V=modality_V))
     pattern_G, group_N = np.unique(tokens.pattern[rows], return_inverse=True)
     member_NG = sparse.csr_array((np.ones(len(rows)), (np.arange(len(rows)), group_N.reshape(-1))))
@@ -80,6 +86,9 @@ def find_components(tokens: Tokens, rows: Ints, *, scale_MK: Floats, modality_V:
     usual_V = np.asarray(level_NV.sum(axis=0)).ravel() / n_measured_V
     operator = deviations(level_NV, member_NG, measured_GV * usual_V)
     n_components = min(N_COMPONENTS, min(operator.shape) - 1)
+    variance_V = np.asarray(level_NV.power(2).sum(axis=0)).ravel() / n_measured_V - usual_V**2
+    if n_components < 1 or not (variance_V > LEAST_VARIANCE).any():  # nothing that the solver could find
+        return Components(usual_V=usual_V, direct_VP=np.eye(len(usual_V), 1))
     start = np.random.default_rng(seed).standard_normal(min(operator.shape))
     _, size_P, direct_PV = svds(operator, k=n_components, v0=start)
     return Components(usual_V=usual_V, direct_VP=direct_PV[np.argsort(-size_P)].T.copy())

@@ -94,17 +94,17 @@ class Setup:
         niche = self.spatial is not None and self.spatial.has_niche
         return (*self.roles, NICHE) if niche else self.roles
 
-    def with_terms_of(self, other: Setup) -> Setup:
-        """Add what labels mean in another setup, where this one does not say it."""
-        terms = {term.label: term for term in (*other.label_terms, *self.label_terms)}
-        return replace(self, label_terms=tuple(terms.values()))
-
     def modality(self, role: str) -> ModalitySetup:
         """Return the matrix that plays a role."""
         for m in self.modalities:
             if m.role == role:
                 return m
         raise ModalityError("setup", found=f"no modality with the role {role!r}", fix=f"use one of {list(self.roles)}")
+
+    def with_terms_of(self, other: Setup) -> Setup:
+        """Return it with what another setup knows of labels that it does not know itself."""
+        terms = {term.label: term for term in (*other.label_terms, *self.label_terms)}
+        return replace(self, label_terms=tuple(terms.values()))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain nested values that HDF5, Zarr and JSON can hold; what is None is left out."""

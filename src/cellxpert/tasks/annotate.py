@@ -142,7 +142,9 @@ def annotate(
         assert ontology is not None
         unsure_N = confidence_N < options.back_off
         answer = back_off(proba_NC, label_terms, threshold=options.back_off, ontology=ontology)
-        coarser_N = unsure_N & (answer.terms != "") & (answer.labels < 0)
+        coarser_N = unsure_N & (
+            answer.terms != ""
+        )  # a label's own term too: "T cell", where that is a label beside "CD8 T cell"
         names = {term: ontology.name(term) for term in set(answer.terms[coarser_N])}
         labels_N[coarser_N] = [names[term] for term in answer.terms[coarser_N]]
         terms_N = np.where(coarser_N, answer.terms, terms_N)
@@ -233,7 +235,9 @@ def _sets(proba_NC: Floats, calibration: Calibration | None, set_coverage: float
             found="a model whose labels are not calibrated: too few labelled cells were left to measure on",
             fix="train with more labelled cells, or leave set_coverage out",
         )
-    level = min(1.0, np.ceil((calibration.n_cells + 1) * set_coverage) / calibration.n_cells)
-    sets_NC = 1 - proba_NC <= calibration.threshold("surprise", level)
+    n_within = np.ceil(round((calibration.n_cells + 1) * set_coverage, 9))
+    if n_within > calibration.n_cells:  # more than so few cells can promise of any smaller set
+        return np.ones(proba_NC.shape, bool)
+    sets_NC = 1 - proba_NC <= calibration.threshold("surprise", n_within / calibration.n_cells)
     sets_NC[np.arange(len(sets_NC)), proba_NC.argmax(axis=1)] = True
     return sets_NC

@@ -40,6 +40,8 @@ PENALTIES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 USUAL_PENALTY = 0.1
 """The one that is taken where cells are too few to choose."""
 N_FOLDS = 3
+DENSE_SHARE, MAX_DENSE = 0.02, 5e7
+"""Share of non-zero inputs from which they are read as a dense matrix, and its largest size."""
 LEAST_CALIBRATED = 50
 """Fewest cells that a calibration is made of."""
 
@@ -74,7 +76,12 @@ class Labelled:
 
 @torch.no_grad()
 def fit_label_head(
-    network: Network, collator: Collator, cells: Labelled, *, head: LabelHead, components: Components | None = None
+    network: Network,
+    collator: Collator,
+    cells: Labelled,
+    *,
+    head: LabelHead | None = None,
+    components: Components | None = None,
 ) -> Calibration | None:
     """Fit a head of a trained network, in place: to binned magnitudes, cell vectors, and image features.
 
@@ -89,7 +96,7 @@ def fit_label_head(
     cells
         Training cells with labels. With fewer than two labels nothing is done.
     head
-        Its label head, or its tissue head.
+        Its label head (None), or its tissue head.
     components
         Components to tell labels in; those of the cells if None.
 
@@ -97,7 +104,8 @@ def fit_label_head(
     -------
     The calibration; None where labels or cells are too few.
     """
-    if len(np.unique(cells.code_N)) < 2:
+    head = network.labels if head is None else head
+    if head is None or len(np.unique(cells.code_N)) < 2:
         return None
     inputs_NX = _inputs(network, head, collator, cells.rows)
     rng = np.random.default_rng([cells.seed, 2])
@@ -211,7 +219,9 @@ def _folds(cells: Labelled) -> tuple[Ints, Bools] | None:
     return (fold_N, known_N) if known_N.sum() >= LEAST_CALIBRATED else None
 
 
-def _cross_fit(reading: _Reading, inputs_NX: sparse.csr_matrix, cells: Labelled) -> tuple[float, Calibration | None]:
+def _cross_fit(
+    reading: _Reading, inputs_NX: sparse.csr_matrix | Floats, cells: Labelled
+) -> tuple[float, Calibration | None]:
     """Fit heads to all folds but one, and choose the penalty that is best for the one; no calibration where cells are too few."""
     folds = _folds(cells)
     if folds is None:
@@ -276,7 +286,7 @@ def _least_features(reading: _Reading, rows: Ints) -> int:
 
 
 def _regression(
-    inputs_NX: sparse.csr_matrix,
+    inputs_NX: sparse.csr_matrix | Floats,
     cells: Labelled,
     *,
     inverse_penalty: float,
@@ -300,7 +310,7 @@ def _regression(
     )
 
 
-def _inputs(network: Network, head: LabelHead, collator: Collator, rows: Ints) -> sparse.csr_matrix:
+def _inputs(network: Network, head: LabelHead, collator: Collator, rows: Ints) -> sparse.csr_matrix | Floats:
     """What a head reads of cells, one row each: magnitudes, cell vector, image features."""
     tokens = collator.tokens
     vector_ND = np.zeros((tokens.n_cells, network.config.width))
@@ -313,7 +323,11 @@ def _inputs(network: Network, head: LabelHead, collator: Collator, rows: Ints) -
     ]
     if head.image is not None and tokens.image is not None:
         parts.append(sparse.csr_matrix(np.nan_to_num(tokens.image[rows]).astype(np.float64)))
-    return sparse.hstack(parts, format="csr")
+    inputs_NX = sparse.hstack(parts, format="csr")
+    # dense products are several times as fast unless nearly all is zero
+    if inputs_NX.nnz > DENSE_SHARE * np.prod(inputs_NX.shape) and np.prod(inputs_NX.shape) < MAX_DENSE:
+        return inputs_NX.toarray()
+    return inputs_NX
 
 
 def _write(network: Network, head: LabelHead, weight_XC: Floats) -> None:

@@ -17,6 +17,7 @@ from cellxpert.batch import IGNORE
 from cellxpert.config import TrainingConfig
 from cellxpert.data.calibration import Calibration
 from cellxpert.data.cell_types import Components
+from cellxpert.data.cells import Cells
 from cellxpert.data.collate import Collator
 from cellxpert.data.record import LabelTerm
 from cellxpert.nn.heads import LabelHead
@@ -44,21 +45,16 @@ class LabelTask:
 
     @classmethod
     def of(
-        cls,
-        values: pd.Series | None,
-        classes: tuple[str, ...],
-        *,
-        batches: pd.Series | None,
-        label_terms: tuple[LabelTerm, ...] = (),
-        components: Components | None = None,
+        cls, cells: Cells, classes: tuple[str, ...], *, components: Components | None = None, tissues: bool = False
     ) -> LabelTask | None:
-        """Read a column of an object; None if there is nothing to learn of it."""
+        """Read the labels of an object, or its tissues; None if there are none to learn."""
+        values, batches = cells.tissues() if tissues else cells.labels(), cells.batches()
         if values is None or not classes:
             return None
         code_N = pd.Categorical(values, categories=list(classes)).codes.astype(np.int64)
         return cls(
             code_N=np.where(code_N < 0, IGNORE, code_N),
-            allowed_CC=allowed_labels(classes, label_terms),
+            allowed_CC=allowed_labels(classes, () if tissues else cells.setup.label_terms),
             batch_N=None if batches is None else batches.to_numpy(),
             components=components,
         )
@@ -79,13 +75,13 @@ class LabelTask:
         self,
         network: Network,
         collator: Collator,
-        *,
-        head: LabelHead,
         rows: Mapping[str, Ints],
+        *,
         settings: TrainingConfig,
         seed: int,
         fit_labels: bool,
         steered: bool,
+        head: LabelHead | None = None,
     ) -> Calibration | None:
         """Fit a head of a trained network, and calibrate it.
 
@@ -93,8 +89,6 @@ class LabelTask:
         ----------
         network, collator
             The network, in evaluation mode on the CPU, and the tokens of the cells.
-        head
-            Its head for these labels.
         rows
             Training and validation cells.
         settings, seed
@@ -103,6 +97,8 @@ class LabelTask:
             Fit the head to its optimum.
         steered
             Whether labels trained what is below the head: only validation cells are then new to it.
+        head
+            Its head for these labels; its label head if None.
         """
         labelled = {}
         for part in ("train", "validation"):

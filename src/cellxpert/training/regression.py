@@ -17,14 +17,14 @@ __all__ = ["fit_regression", "fit_temperature"]
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
 """Largest element of the gradient of the mean loss at which the solver stops."""
 MAX_ITERATIONS = 500
 LOG_TEMPERATURES = (-3.0, 3.0)
 
 
 def fit_regression(
-    inputs_NX: sparse.csr_matrix,
+    inputs_NX: sparse.csr_matrix | Floats,
     allowed_NC: Bools,
     *,
     inverse_penalty: float,
@@ -37,7 +37,7 @@ def fit_regression(
     Parameters
     ----------
     inputs_NX
-        Inputs of each cell.
+        Inputs of each cell, sparse or dense.
     allowed_NC
         Classes that a cell may be of, at least one: p is summed over them (a marginal cross-entropy). With several it is not convex.
     inverse_penalty
@@ -55,7 +55,7 @@ def fit_regression(
     """
     (n_cells, n_inputs), n_classes = inputs_NX.shape, allowed_NC.shape[1]
     weight_N = np.ones(n_cells) if weight_N is None else weight_N
-    transposed_XN = inputs_NX.T.tocsr()
+    transposed_XN = inputs_NX.T.tocsr() if sparse.issparse(inputs_NX) else inputs_NX.T
     shift_NC = 0.0 if margin_C is None else -(allowed_NC * margin_C)
     size = inverse_penalty * weight_N.sum()
 

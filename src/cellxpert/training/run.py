@@ -231,21 +231,14 @@ def learn(
         kept_G = np.array([gene in learned_targets for gene in perturbations.targets], bool)
         start_interventions(network, tokens, rows=rows["train"], assigned=assigned, kept_G=kept_G)
     settings = arguments.settings(config.training, n_train=len(rows["train"]))
-    batches = cells.batches()
     tissue_task = None
     if tissues is not None and adapter is None:
-        tissue_task = LabelTask.of(cells.tissues(), tissues.names, batches=batches)
+        tissue_task = LabelTask.of(cells, tissues.names, tissues=True)
     told, calibration, tissue_calibration = _run(
         network,
         tokens,
         rows=rows,
-        task=LabelTask.of(
-            cells.labels(),
-            classes,
-            batches=batches,
-            label_terms=cells.setup.label_terms,
-            components=components,
-        ),
+        task=LabelTask.of(cells, classes, components=components),
         tissue_task=tissue_task,
         assigned=assigned,
         config=config,
@@ -350,8 +343,8 @@ def _run(
             calibration = told.finish(
                 network,
                 collator,
+                rows,
                 head=head,
-                rows=rows,
                 settings=settings,
                 seed=arguments.seed,
                 fit_labels=fit_labels or not steered,
