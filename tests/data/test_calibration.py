@@ -107,6 +107,12 @@ def test_rounding_changes_little_and_only_once() -> None:
     assert any(not np.array_equal(rounded.to_arrays()[name], array) for name, array in plain.to_arrays().items())
 
 
+def test_components_that_are_rounded_already_stay_the_same_object() -> None:
+    once = _calibration().rounded()
+    assert once.types.components is not _calibration().types.components
+    assert once.rounded().types.components is once.types.components
+
+
 def test_components_can_be_left_out_and_others_stand_in() -> None:
     calibration = _calibration()
     arrays = calibration.to_arrays(components=False)

@@ -101,6 +101,12 @@ class Calibration:
         )
 
     def rounded(self) -> Calibration:
-        """Return it as it is after it went through a file, where arrays are float32: saving must change no answer."""
+        """Return it as it is after it went through a file, where arrays are float32: saving must change no answer.
+
+        Components that are rounded already stay the same object: adapters share their model's, which are then not saved twice.
+        """
         arrays = {name: array.astype(np.float32) for name, array in self.to_arrays().items()}
-        return Calibration.of(self.to_dict(), arrays)
+        known = self.types.components
+        if all(np.array_equal(arrays[name], getattr(known, name)) for name in ("usual_V", "direct_VP")):
+            arrays = {name: array for name, array in arrays.items() if name not in {"usual_V", "direct_VP"}}
+        return Calibration.of(self.to_dict(), arrays, components=known)
