@@ -94,11 +94,11 @@ def test_impossible_settings_are_refused_by_name(name, value):
 
 
 def test_ways_that_labels_count():
-    assert TrainingConfig().label_loss == "plain"
+    assert TrainingConfig().label_loss == "balanced"
     assert {name: preset(name).training.label_loss for name in PRESETS} == {
-        "nano": "plain",
-        "mini": "plain",
-        "base": "plain",
+        "nano": "balanced",
+        "mini": "balanced",
+        "base": "balanced",
         "paper": "weighted",
     }
     for kind in get_args(LabelLoss):

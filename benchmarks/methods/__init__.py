@@ -116,7 +116,7 @@ _OURS, _BASELINES, _MULTIMODAL = (f"benchmarks.methods.{name}" for name in ("our
 
 LABEL_LOSSES: Mapping[str, Entry] = {
     f"cellxpert-nano-{loss}": Entry(module=_OURS, maker=f"nano_{loss}", seeded=True)
-    for loss in ("weighted", "balanced", "ldam")
+    for loss in ("weighted", "plain", "ldam")
 }
 """Ours with other label losses than the preset's: methods of the task ``annotation`` that are run once per split, without folds."""
 

@@ -16,7 +16,7 @@ __all__ = [
     "mini",
     "mini_rna_protein",
     "nano",
-    "nano_balanced",
+    "nano_plain",
     "nano_ldam",
     "nano_rna_protein",
     "nano_weighted",
@@ -84,9 +84,9 @@ def nano_weighted(*, seed: int, quick: bool) -> Ours:
     return Ours("nano", seed=seed, quick=quick, label_loss="weighted")
 
 
-def nano_balanced(*, seed: int, quick: bool) -> Ours:
+def nano_plain(*, seed: int, quick: bool) -> Ours:
     """Preset ``nano``, cells weighed by the effective number of their label."""
-    return Ours("nano", seed=seed, quick=quick, label_loss="balanced")
+    return Ours("nano", seed=seed, quick=quick, label_loss="plain")
 
 
 def nano_ldam(*, seed: int, quick: bool) -> Ours:

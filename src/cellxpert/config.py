@@ -210,8 +210,8 @@ class TrainingConfig:
         Weights of the router's losses (Shazeer et al. 2017; Zoph et al. 2022).
     label_loss
         ``"plain"``, ``"weighted"`` (inverse class frequency, arXiv:2605.00930), ``"balanced"`` (effective number of
-        samples, Cui et al. 2019) or ``"ldam"`` (label-distribution-aware margins, Cao et al. 2019). Only the first gives
-        probabilities that are those of cells as frequent as in training.
+        samples, Cui et al. 2019: labels of fewer than about a hundred cells weigh more) or ``"ldam"`` (label-distribution-aware
+        margins, Cao et al. 2019). Only the first gives probabilities that are those of cells as frequent as in training.
     label_smoothing
         Label smoothing of the label objective.
     ema_decay
@@ -238,7 +238,7 @@ class TrainingConfig:
     importance_weight: float = 1e-2
     load_weight: float = 1e-2
     router_z_weight: float = 1e-3
-    label_loss: LabelLoss = "plain"
+    label_loss: LabelLoss = "balanced"
     label_smoothing: float = 0.0
     ema_decay: float = 0.99
     patience: int = 10

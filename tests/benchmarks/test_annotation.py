@@ -255,7 +255,7 @@ def test_other_label_losses_are_settings_of_one_preset() -> None:
     losses = {name: make(entry, seed=0, quick=True).config for name, entry in LABEL_LOSSES.items()}
     assert {name.rpartition("-")[2]: config.training.label_loss for name, config in losses.items()} == {
         "weighted": "weighted",
-        "balanced": "balanced",
+        "plain": "plain",
         "ldam": "ldam",
     }
     plain = make(METHODS["cellxpert-nano"], seed=0, quick=True).config
