@@ -392,11 +392,12 @@ def test_too_few_cells_have_no_calibration_and_the_usual_penalty(precise: None, 
     assert np.abs(softmax(_encoded(told)[1], axis=1) - truth).max() < 1e-3
 
 
-def test_a_batch_that_has_all_but_one_label_has_no_calibration() -> None:
+def test_batches_with_labels_of_their_own_are_not_left_out() -> None:
     """Where the others have one label only, no head can be fitted to them."""
     told = _told()
     told.code_N = np.where(told.batch_N == "a", told.code_N, 0)
-    assert fit_label_head(told.network, told.collator, told.labelled(batches=True)) is None
+    found = fit_label_head(told.network, told.collator, told.labelled(batches=True))
+    assert found.source == "out-of-fold"
     assert (_encoded(told)[1].argmax(axis=1) == told.code_N).mean() > 0.6
 
 

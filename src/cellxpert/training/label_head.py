@@ -42,6 +42,8 @@ USUAL_PENALTY = 0.1
 N_FOLDS = 3
 DENSE_SHARE, MAX_DENSE = 0.02, 5e7
 """Share of non-zero inputs from which they are read as a dense matrix, and its largest size."""
+LEAST_SHARED = 0.9
+"""Least share of cells whose label other batches have too, for batches to be left out whole."""
 LEAST_CALIBRATED = 50
 """Fewest cells that a calibration is made of."""
 
@@ -133,7 +135,7 @@ def calibrate_label_head(
     if folds is None:
         return None
     reading = _Reading(head, collator.tokens, components=components, seed=cells.seed)
-    types = _Types.fit(reading, cells, folds[0])
+    types = _Types.fit(reading, cells, folds.fold_N)
     logits = [network.encode(batch).label_BC for _, batch in inference_batches(collator, validation.rows)]
     order = np.concatenate([rows for rows, _ in inference_batches(collator, validation.rows)])
     place = np.searchsorted(validation.rows, order)
@@ -146,7 +148,7 @@ def calibrate_label_head(
         logits_NC,
         allowed_NC,
         temperature=temperature,
-        distance_N=types.distance_N[folds[1]],
+        distance_N=types.distance_N[folds.known_N],
         least_features=_least_features(reading, cells.rows),
         types=types.whole,
     )
@@ -206,17 +208,33 @@ class _Types:
         return cls(whole=reading.types(found, cells), others=others, distance_N=distance_N)
 
 
-def _folds(cells: Labelled) -> tuple[Ints, Bools] | None:
-    """A fold for each cell, and the cells whose label other folds have too; None where there are too few of these."""
-    fold_N = folds_of(cells.code_N, groups=cells.batch_N, n_folds=N_FOLDS, seed=cells.seed)
-    known_N = np.zeros(len(fold_N), bool)  # a label that the other folds lack tells nothing of the head
-    for fold in range(N_FOLDS):
-        seen_C = np.bincount(cells.code_N[fold_N != fold], minlength=len(cells.allowed_CC)) > 0
-        here = fold_N == fold
-        known_N[here] = (cells.allowed_CC[cells.code_N[here]] & seen_C).any(axis=1)
-        if seen_C.sum() < 2:
-            return None
-    return (fold_N, known_N) if known_N.sum() >= LEAST_CALIBRATED else None
+@dataclass(frozen=True, eq=False, kw_only=True)
+class _Folds:
+    fold_N: Ints
+    known_N: Bools
+    """Cells of whose label other folds can tell something."""
+    by_batch: bool
+
+
+def _folds(cells: Labelled) -> _Folds | None:
+    """Deal cells out, whole batches where these share their labels; None where too few cells have a label that other folds know."""
+    for batch_N in (cells.batch_N, None):
+        by_batch = batch_N is not None and len(np.unique(batch_N)) >= N_FOLDS
+        fold_N = folds_of(cells.code_N, groups=batch_N if by_batch else None, n_folds=N_FOLDS, seed=cells.seed)
+        known_N, shared_N = np.zeros(len(fold_N), bool), np.zeros(len(fold_N), bool)
+        least = len(cells.allowed_CC)
+        for fold in range(N_FOLDS):
+            seen_C = np.bincount(cells.code_N[fold_N != fold], minlength=len(cells.allowed_CC)) > 0
+            here = fold_N == fold
+            known_N[here] = (cells.allowed_CC[cells.code_N[here]] & seen_C).any(axis=1)
+            shared_N[here] = seen_C[cells.code_N[here]]
+            least = min(least, int(seen_C.sum()))
+        # a head cannot be blamed for names that only the batches left out use
+        if by_batch and shared_N.mean() < LEAST_SHARED:
+            continue
+        if least >= 2 and known_N.sum() >= LEAST_CALIBRATED:
+            return _Folds(fold_N=fold_N, known_N=known_N, by_batch=by_batch)
+    return None
 
 
 def _cross_fit(
@@ -226,7 +244,7 @@ def _cross_fit(
     folds = _folds(cells)
     if folds is None:
         return USUAL_PENALTY, None
-    fold_N, known_N = folds
+    fold_N, known_N = folds.fold_N, folds.known_N
     allowed_NC = cells.allowed_CC[cells.code_N]
     best: tuple[float, float, float, Floats] | None = None
     starts: list[Floats | None] = [None] * N_FOLDS
@@ -245,9 +263,8 @@ def _cross_fit(
         best = loss, inverse_penalty, temperature, logits_NC
     assert best is not None
     types = _Types.fit(reading, cells, fold_N)
-    by_batch = cells.batch_N is not None and len(np.unique(cells.batch_N)) >= N_FOLDS  # as folds_of decides
     calibration = _calibration(
-        "left-out batches" if by_batch else "out-of-fold",
+        "left-out batches" if folds.by_batch else "out-of-fold",
         best[3][known_N],
         allowed_NC[known_N],
         temperature=best[2],
