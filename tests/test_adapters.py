@@ -73,6 +73,7 @@ def calibration() -> Calibration:
         rng.normal(size=(2, 2)),
         np.tril(rng.random((2, 2))),
         np.ones(2),
+        np.ones(2),
     )
     return Calibration(
         source="validation",

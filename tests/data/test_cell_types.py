@@ -11,7 +11,14 @@ from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 
 from cellxpert.data import cell_types
-from cellxpert.data.cell_types import Components, TypeModel, find_components, n_replicated, scaled_magnitudes
+from cellxpert.data.cell_types import (
+    PRIOR_CELLS,
+    Components,
+    TypeModel,
+    find_components,
+    n_replicated,
+    scaled_magnitudes,
+)
 from cellxpert.data.tokens import Tokens
 
 MODALITY = np.array([0] * 9 + [1] * 6)
@@ -232,7 +239,10 @@ def test_distances_are_those_of_mahalanobis() -> None:
     mean = np.stack([point[c == CODES].mean(axis=0) for c in range(N_LABELS)])
     covariance = LedoitWolf(assume_centered=True).fit(point - mean[CODES]).covariance_
     precision = np.linalg.inv(covariance)
-    expected = [min(mahalanobis(x, m, precision) ** 2 for m in mean) for x in point]
+    own = np.array([mahalanobis(x, mean[c], precision) ** 2 for x, c in zip(point, CODES, strict=True)])
+    spread = [(own[c == CODES].sum() / own.mean() + PRIOR_CELLS) / (40 + PRIOR_CELLS) for c in range(N_LABELS)]
+    expected = [min(mahalanobis(x, m, precision) ** 2 / s for m, s in zip(mean, spread, strict=True)) for x in point]
+    assert np.allclose(types.spread_C, spread, rtol=1e-4)
     assert np.allclose(types.mean_CP, mean)
     assert np.allclose(types.root_PP @ types.root_PP.T, precision, rtol=1e-4)
     assert types.n_C.tolist() == [40, 40, 40]

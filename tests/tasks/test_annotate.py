@@ -44,7 +44,7 @@ def blood() -> CellOntology:
 
 def calibrated(*, confidence: np.ndarray, distance: np.ndarray, surprise: np.ndarray, **more) -> Calibration:
     """What was measured on cells with these scores."""
-    types = TypeModel(Components(np.zeros(2), np.eye(2)), np.zeros((3, 2)), np.eye(2), np.ones(3))
+    types = TypeModel(Components(np.zeros(2), np.eye(2)), np.zeros((3, 2)), np.eye(2), np.ones(3), np.ones(3))
     given = {"source": "out-of-fold", "n_cells": len(surprise), "temperature": 1.0, "least_features": 3}
     return Calibration(
         confidence_Q=quantiles_of(confidence),

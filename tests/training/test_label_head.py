@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 
 from cellxpert.config import NetworkConfig
 from cellxpert.data.calibration import Calibration, quantiles_of
-from cellxpert.data.cell_types import Components, find_components
+from cellxpert.data.cell_types import PRIOR_CELLS, Components, find_components
 from cellxpert.data.collate import Collator
 from cellxpert.data.loaders import inference_batches
 from cellxpert.data.splits import folds_of
@@ -355,7 +355,10 @@ def test_components_that_are_given_are_kept(scores: list[np.ndarray]) -> None:
         residual = point[others] - mean[told.code_N[others]]
         precision = np.linalg.inv(LedoitWolf(assume_centered=True).fit(residual).covariance_)
         away = point[here][:, None] - mean
-        expected = np.einsum("ncp,pq,ncq->nc", away, precision, away).min(axis=1)
+        own = np.einsum("np,pq,nq->n", residual, precision, residual)
+        code = told.code_N[others]
+        spread = (np.bincount(code, own) / own.mean() + PRIOR_CELLS) / (np.bincount(code) + PRIOR_CELLS)
+        expected = (np.einsum("ncp,pq,ncq->nc", away, precision, away) / spread).min(axis=1)
         assert np.allclose(scores[2][here], expected, rtol=1e-3)
 
 

@@ -75,6 +75,7 @@ class Calibration:
                 "mean_CP": types.mean_CP,
                 "root_PP": types.root_PP,
                 "n_C": types.n_C,
+                "spread_C": types.spread_C,
             }
         )
 
@@ -90,7 +91,7 @@ class Calibration:
         arrays = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
         if components is None or "direct_VP" in arrays:
             components = Components(usual_V=arrays["usual_V"], direct_VP=arrays["direct_VP"])
-        types = TypeModel(components, arrays["mean_CP"], arrays["root_PP"], arrays["n_C"])
+        types = TypeModel(components, arrays["mean_CP"], arrays["root_PP"], arrays["n_C"], arrays["spread_C"])
         return cls(
             source=settings["source"],
             n_cells=int(settings["n_cells"]),

@@ -24,6 +24,8 @@ Ints = npt.NDArray[np.int64]
 N_COMPONENTS = 50
 """Components looked for."""
 LEAST_COMPONENTS = 2
+PRIOR_CELLS = 20
+"""Cells of the usual spread that every label is taken to have besides its own."""
 LEAST_VARIANCE = 1e-8
 """Variance of a feature up to which it is the same in all cells."""
 LEAST_REPLICATED = 0.5
@@ -105,6 +107,8 @@ class TypeModel:
     """Lower triangular root of the inverse of the covariance about these means, which is shrunken (Ledoit & Wolf 2004)."""
     n_C: Floats
     """How many cells each label has."""
+    spread_C: Floats
+    """Mean squared distance of each label's cells to their mean, relative to that of all labels', to which labels of few cells are drawn."""
 
     @classmethod
     def fit(cls, components: Components, point_NP: Floats, code_N: Ints, *, n_labels: int) -> TypeModel:
@@ -118,7 +122,11 @@ class TypeModel:
         covariance_PP, _ = ledoit_wolf(point_NP - mean_CP[code_N], assume_centered=True)
         floor = 1e-6 * max(float(np.trace(covariance_PP)) / len(covariance_PP), 1e-12)
         precision_PP = np.linalg.inv(covariance_PP + floor * np.eye(len(covariance_PP)))
-        return cls(components, mean_CP, np.linalg.cholesky(precision_PP), n_C.astype(np.float64))
+        root_PP = np.linalg.cholesky(precision_PP)
+        own_N = (((point_NP - mean_CP[code_N]) @ root_PP) ** 2).sum(axis=1)
+        own_C = np.bincount(code_N, weights=own_N, minlength=n_labels) / max(float(own_N.mean()), 1e-12)
+        spread_C = (own_C + PRIOR_CELLS) / (n_C + PRIOR_CELLS)
+        return cls(components, mean_CP, root_PP, n_C.astype(np.float64), spread_C)
 
     def distances(self, tokens: Tokens, *, scale_MK: Floats, modality_V: Ints) -> Floats:
         """Return the :meth:`distance` of all cells of an object."""
@@ -126,8 +134,8 @@ class TypeModel:
         return self.distance(self.components.project(tokens, rows, scale_MK=scale_MK, modality_V=modality_V))
 
     def distance(self, point_NP: Floats) -> Floats:
-        """Return squared Mahalanobis distances to the nearest label's mean (N,)."""
+        """Return squared Mahalanobis distances, relative to the label's spread, to the nearest label's mean (N,)."""
         mean_CP = self.mean_CP[self.n_C > 0]
         white_NP, white_CP = point_NP @ self.root_PP, mean_CP @ self.root_PP
         squared_NC = (white_NP**2).sum(axis=1)[:, None] - 2 * white_NP @ white_CP.T + (white_CP**2).sum(axis=1)
-        return np.maximum(squared_NC, 0.0).min(axis=1)
+        return (np.maximum(squared_NC, 0.0) / self.spread_C[self.n_C > 0]).min(axis=1)
