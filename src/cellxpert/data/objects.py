@@ -143,7 +143,7 @@ def refuse_view(data: AnnData | MuData, call: str) -> None:
 
 
 def check_columns(cells: Cells) -> list[str]:
-    """Check the columns of a setup: batch, label, condition.
+    """Check the columns of a setup: batch, label, tissue, condition.
 
     Returns
     -------
@@ -189,6 +189,9 @@ def check_columns(cells: Cells) -> list[str]:
             notes.append(f"{place}: {len(rare)} labels have fewer than {_FEW} cells, e.g. {sorted(rare.index)[:5]}")
     if batches is not None:
         notes += _confounded(cells, batches, known)
+    tissues = cells.tissues()
+    if tissues is not None and len(set(tissues) - {setup.unlabeled_category}) < 2:
+        notes.append(f"obs[{setup.tissue_key!r}] has fewer than two tissues: nothing to tell apart")
     conditions = cells.conditions()
     if conditions is not None:
         notes += _conditions(conditions, setup.perturbation_key, setup.control_category)
