@@ -142,9 +142,8 @@ def annotate(
         assert ontology is not None
         unsure_N = confidence_N < options.back_off
         answer = back_off(proba_NC, label_terms, threshold=options.back_off, ontology=ontology)
-        coarser_N = unsure_N & (
-            answer.terms != ""
-        )  # a label's own term too: "T cell", where that is a label beside "CD8 T cell"
+        # a label's own term too: "T cell", where that is a label beside "CD8 T cell"
+        coarser_N = unsure_N & (answer.terms != "")
         names = {term: ontology.name(term) for term in set(answer.terms[coarser_N])}
         labels_N[coarser_N] = [names[term] for term in answer.terms[coarser_N]]
         terms_N = np.where(coarser_N, answer.terms, terms_N)
@@ -157,13 +156,7 @@ def annotate(
         refused_N = few_N | strange_N | unsure_N
         labels_N[refused_N], confidence_N = unlabeled_category, np.where(refused_N, 0.0, confidence_N)
         terms_N = None if terms_N is None else np.where(refused_N, "", terms_N)
-    tissue_N = tissue_confidence_N = None
-    if tissues is not None and evidence.tissue_NC is not None:
-        tissue_proba_NC = softmax(evidence.tissue_NC.astype(np.float64) / tissues.temperature, axis=1)
-        tissue_N = np.asarray(tissues.names, dtype=object)[tissue_proba_NC.argmax(axis=1)]
-        tissue_confidence_N = tissue_proba_NC.max(axis=1).astype(np.float32)
-        nothing_N = evidence.shown_N == 0
-        tissue_N[nothing_N], tissue_confidence_N[nothing_N] = unlabeled_category, 0.0
+    tissue_N, tissue_confidence_N = _tissues(evidence, tissues, unlabeled_category)
     return Annotation(
         labels=labels_N,
         confidence=confidence_N.astype(np.float32),
@@ -176,6 +169,19 @@ def annotate(
         tissue=tissue_N,
         tissue_confidence=tissue_confidence_N,
     )
+
+
+def _tissues(
+    evidence: Evidence, tissues: Tissues | None, unlabeled_category: str
+) -> tuple[npt.NDArray[np.object_] | None, npt.NDArray[np.float32] | None]:
+    """Name the most probable tissue of each cell; a cell of which nothing was seen has none."""
+    if tissues is None or evidence.tissue_NC is None:
+        return None, None
+    proba_NC = softmax(evidence.tissue_NC.astype(np.float64) / tissues.temperature, axis=1)
+    tissue_N = np.asarray(tissues.names, dtype=object)[proba_NC.argmax(axis=1)]
+    confidence_N, nothing_N = proba_NC.max(axis=1).astype(np.float32), evidence.shown_N == 0
+    tissue_N[nothing_N], confidence_N[nothing_N] = unlabeled_category, 0.0
+    return tissue_N, confidence_N
 
 
 def _voted(own_NC: Floats, evidence: Evidence) -> tuple[Floats, Floats | None, npt.NDArray[np.int64]]:
