@@ -126,7 +126,7 @@ def router_losses(routers: Sequence[RouterStats]) -> dict[str, Tensor]:
 
 
 def total_loss(
-    output: Output, batch: Batch, *, config: TrainingConfig, labels: LabelObjective
+    output: Output, batch: Batch, *, config: TrainingConfig, labels: LabelObjective | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of the objectives that the batch allows, and each of them by name (detached)."""
     terms: dict[str, Tensor] = {}
@@ -135,7 +135,7 @@ def total_loss(
     if output.whole_BQK is not None and batch.whole is not None and batch.whole.target_BQ is not None:
         terms["cell"] = bins_loss(output.whole_BQK, batch.whole)
     if output.label_BC is not None and batch.label_B is not None:
-        terms["label"] = label_loss(output.label_BC, batch.label_B, labels)
+        terms["label"] = label_loss(output.label_BC, batch.label_B, labels or LabelObjective())
     if output.routers:
         terms |= router_losses(output.routers)
     loss = torch.stack([getattr(config, f"{name}_weight") * term for name, term in terms.items()]).sum()
