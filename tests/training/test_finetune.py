@@ -82,6 +82,20 @@ def test_other_labels_make_the_head_anew(model, cells, tmp_path):
     assert set(tuned.annotate(inplace=False, unknown=False)["label"]) <= {"a", "b"}
 
 
+def test_labels_that_no_training_cell_has_are_told_and_named_no_more(tmp_path):
+    mdata = cx.datasets.synthetic(n_cells=180, n_genes=40, n_peaks=0, n_proteins=0, n_types=3, spatial_dims=0, seed=3)
+    cx.CellxPert.setup_mudata(mdata, rna="rna", labels_key="cell_type")
+    model = cx.CellxPert(mdata, preset="nano", seed=0)
+    model.train(max_epochs=1, progress_bar=False)
+    lost = model.labels[1]
+    some = mdata[(mdata.obs["cell_type"] != lost).to_numpy()].copy()
+    cx.CellxPert.setup_mudata(some, rna="rna", labels_key="cell_type")
+    with pytest.warns(cx.errors.CellxPertWarning, match=rf"no training cell has the labels \['{lost}'\]"):
+        model.finetune(some, max_epochs=1, progress_bar=False)
+    assert lost in model.labels
+    assert lost not in set(model.annotate(mdata, inplace=False, unknown=False)["label"])
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_the_label_head_is_fitted_afterwards_whether_labels_steer_or_not(model, cells, tmp_path, share):
     """At the optimum of its penalised objective, whose gradient vanishes: checked on the intercepts, which have no penalty."""

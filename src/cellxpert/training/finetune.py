@@ -81,7 +81,7 @@ def finetune_network(
     Warns
     -----
     CellxPertWarning
-        If validation or test cells have labels that no training cell has.
+        If validation or test cells have labels that no training cell has, or no training cell has a label that the network knows.
     """
     column = cells.labels()
     split = split_cells(cells, column, train_size=arguments.train_size, split_key=arguments.split_key, seed=seed)
@@ -89,8 +89,13 @@ def finetune_network(
     unlabeled = cells.setup.unlabeled_category
     found = classes_of(column, train_rows, unlabeled)
     classes = labels if set(found) <= set(labels) else found
-    if text := unlearned(column, classes, unlabeled):
-        warnings.warn(text, CellxPertWarning, stacklevel=3)
+    lost = [] if column is None else sorted(set(classes) - set(found))
+    forgotten = (
+        f"no training cell has the labels {lost[:20]}: the label head is fitted to these cells and no longer names them"
+    )
+    for text in (unlearned(column, classes, unlabeled), forgotten if len(found) > 1 and lost else ""):
+        if text:
+            warnings.warn(text, CellxPertWarning, stacklevel=3)
     before = () if tissues is None else tissues.names
     names = classes_of(cells.tissues(), train_rows, unlabeled)
     if adapter is None and not set(names) <= set(before):
