@@ -82,6 +82,7 @@ def calibration() -> Calibration:
         confidence_Q=np.sort(rng.random(201)),
         surprise_Q=np.sort(rng.random(201)),
         distance_Q=np.sort(rng.random(201)),
+        steady_V=np.array([1.0, 0, 1, 1, 0]),
         least_features=2,
         types=types,
     ).rounded()

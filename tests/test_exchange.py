@@ -244,12 +244,24 @@ def test_evidence_is_what_was_seen_and_how_far_each_cell_is(trained, pbmc):
         level[tokens.feature[part]] = scale[0, tokens.bin[part]]
         point = (level - types.components.usual_V) @ types.components.direct_VP
         squared = [
-            (point - mean) @ types.root_PP @ types.root_PP.T @ (point - mean)
-            for mean, n in zip(types.mean_CP, types.n_C, strict=True)
+            (point - mean) @ types.root_PP @ types.root_PP.T @ (point - mean) / spread
+            for mean, n, spread in zip(types.mean_CP, types.n_C, types.spread_C, strict=True)
             if n
         ]
         assert found.distance_N[i] == pytest.approx(min(squared), rel=1e-6)
     assert gathered(trained, adata, state=replace(trained._state, calibration=None)).distance_N is None
+
+
+def test_a_gene_that_is_not_measured_stands_at_what_is_usual(trained, pbmc):
+    adata = pbmc["rna"][:20].copy()
+    lacking = list(trained._state.vocabulary.names)[::9]
+    found = gathered(trained, adata[:, ~adata.var_names.isin(lacking)].copy())
+    usual = trained._state.calibration.types.components.usual_V
+    weight = trained._state.network.labels.magnitude.weight.detach().numpy()
+    expected = sum(usual[k] * weight[k] for k in range(0, len(usual), 9))
+    assert np.abs(expected).max() > 1e-3
+    np.testing.assert_allclose(found.logits_NC, np.tile(expected, (20, 1)), rtol=1e-4, atol=1e-5)
+    assert not gathered(trained, adata).logits_NC.any()  # nothing is lacking
 
 
 def test_clusters_are_read_of_an_object_without_labels(trained, pbmc):

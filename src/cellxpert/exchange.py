@@ -239,6 +239,11 @@ def evidence(
     if state.calibration is not None and state.network.labels is not None:
         scale_MK = state.network.labels.scale_MK.double().cpu().numpy()
         distance_N = state.calibration.types.distances(tokens, scale_MK=scale_MK, modality_V=modality_V)
+        if not tokens.measured_features.all():
+            # what was not measured is no zero: it stands at what is usual, as where distances are measured
+            usual_PV = state.calibration.types.components.unmeasured(tokens) * state.calibration.steady_V
+            weight_VC = state.network.labels.magnitude.weight[:-1].detach().double().cpu().numpy()
+            logits_NC = logits_NC + (usual_PV @ weight_VC).astype(np.float32)[tokens.pattern]
     cluster_N = None
     if clusters_key is not None:
         values = Cells.open(data, setups.query_setup(state.setup, data)).obs(clusters_key)

@@ -32,6 +32,7 @@ def _calibration(values: object = (), *, source: str = "out-of-fold") -> Calibra
         confidence_Q=quantiles_of(value),
         surprise_Q=quantiles_of(1 - value),
         distance_Q=quantiles_of(10 * value),
+        steady_V=np.array([1.0, 0, 1, 1, 0, 1, 1]),
         least_features=17,
         types=_types(),
     )

@@ -50,6 +50,7 @@ def calibrated(*, confidence: np.ndarray, distance: np.ndarray, surprise: np.nda
         confidence_Q=quantiles_of(confidence),
         distance_Q=quantiles_of(distance),
         surprise_Q=quantiles_of(surprise),
+        steady_V=np.ones(2),
         types=types,
         **(given | more),
     )

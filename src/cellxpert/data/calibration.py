@@ -19,7 +19,7 @@ __all__ = ["Calibration", "Tissues", "quantiles_of"]
 Floats = npt.NDArray[np.float64]
 LEVELS = np.linspace(0.0, 1.0, 201)
 """Levels of the quantiles that are kept."""
-_ARRAYS = ("confidence_Q", "distance_Q", "surprise_Q")
+_ARRAYS = ("confidence_Q", "distance_Q", "surprise_Q", "steady_V")
 
 
 def quantiles_of(value_N: Floats) -> Floats:
@@ -54,6 +54,8 @@ class Calibration:
     """Quantiles of 1 - the probability of the true label."""
     distance_Q: Floats
     """Quantiles of the squared distance to the nearest label's mean."""
+    steady_V: Floats
+    """1 for features that were measured in every training cell: where one is not, it stands at its usual value; 0 for the others."""
     least_features: int
     """Half the features that the poorest 1 % of training cells show, 1 at least."""
     types: TypeModel

@@ -149,6 +149,9 @@ def calibrate_label_head(
         allowed_NC,
         temperature=temperature,
         distance_N=types.distance_N[folds.known_N],
+        steady_V=reading.tokens.measured_features[np.unique(reading.tokens.pattern[cells.rows])]
+        .all(axis=0)
+        .astype(float),
         least_features=_least_features(reading, cells.rows),
         types=types.whole,
     )
@@ -269,6 +272,9 @@ def _cross_fit(
         allowed_NC[known_N],
         temperature=best[2],
         distance_N=types.distance_N[known_N],
+        steady_V=reading.tokens.measured_features[np.unique(reading.tokens.pattern[cells.rows])]
+        .all(axis=0)
+        .astype(float),
         least_features=_least_features(reading, cells.rows),
         types=types.whole,
     )
@@ -282,6 +288,7 @@ def _calibration(
     *,
     temperature: float,
     distance_N: Floats,
+    steady_V: Floats,
     least_features: int,
     types: TypeModel,
 ) -> Calibration:
@@ -293,6 +300,7 @@ def _calibration(
         confidence_Q=quantiles_of(probability_NC.max(axis=1)),
         surprise_Q=quantiles_of(1 - np.where(allowed_NC, probability_NC, 0.0).sum(axis=1)),
         distance_Q=quantiles_of(distance_N),
+        steady_V=steady_V,
         least_features=least_features,
         types=types,
     ).rounded()

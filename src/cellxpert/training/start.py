@@ -125,6 +125,8 @@ def start_label_head(head: LabelHead, vocabulary: Vocabulary, tokens: Tokens, *,
 def _protein_scale(tokens: Tokens, rows: Ints, *, scale_MK: Floats, modality_V: Ints) -> float:
     """Scale at which proteins vary ``PROTEIN_WEIGHT`` times as much as genes: few and telling, one penalty would silence them."""
     rows = rows[tokens.measured_features[tokens.pattern[rows]][:, modality_V == PROTEIN].any(axis=1)]
+    if not len(rows):  # fine-tuning on cells that lack them
+        return 1.0
     level_NV = scaled_magnitudes(tokens, rows[:MAX_CELLS], scale_MK=scale_MK, modality_V=modality_V)
     mean_V = np.asarray(level_NV.mean(axis=0)).ravel()
     variance_V = np.asarray(level_NV.power(2).mean(axis=0)).ravel() - mean_V**2
