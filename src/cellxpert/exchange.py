@@ -31,6 +31,7 @@ from cellxpert.data.roles import NICHE
 from cellxpert.data.tokens import Tokens, measured_tokens, shown_features, tokenize
 from cellxpert.data.write import forget_obs, forget_obsm, record, require_writable, write_layer, write_obs, write_obsm
 from cellxpert.errors import CellxPertWarning, ConfigError, NoLabelsError, SpatialError
+from cellxpert.nn.heads import LabelHead
 from cellxpert.nn.network import Network
 from cellxpert.ontology import CellOntology
 from cellxpert.tasks.annotate import Annotation, Evidence, LabelOptions
@@ -239,11 +240,9 @@ def evidence(
     if state.calibration is not None and state.network.labels is not None:
         scale_MK = state.network.labels.scale_MK.double().cpu().numpy()
         distance_N = state.calibration.types.distances(tokens, scale_MK=scale_MK, modality_V=modality_V)
-        if not tokens.measured_features.all():
-            # what was not measured is no zero: it stands at what is usual, as where distances are measured
-            usual_PV = state.calibration.types.components.unmeasured(tokens) * state.calibration.steady_V
-            weight_VC = state.network.labels.magnitude.weight[:-1].detach().double().cpu().numpy()
-            logits_NC = logits_NC + (usual_PV @ weight_VC).astype(np.float32)[tokens.pattern]
+        logits_NC = logits_NC + state.calibration.absent(tokens, _magnitude_weights(state.network.labels))
+        if tissue_NC is not None and state.network.tissues is not None:
+            tissue_NC = tissue_NC + state.calibration.absent(tokens, _magnitude_weights(state.network.tissues))
     cluster_N = None
     if clusters_key is not None:
         values = Cells.open(data, setups.query_setup(state.setup, data)).obs(clusters_key)
@@ -255,6 +254,10 @@ def evidence(
         cluster_N=cluster_N,
         tissue_NC=None if state.tissues is None else tissue_NC,
     )
+
+
+def _magnitude_weights(head: LabelHead) -> npt.NDArray[np.float64]:
+    return head.magnitude.weight[:-1].detach().double().cpu().numpy()
 
 
 def terms_of(state: TrainedState, *, needed: bool = False) -> tuple[str, ...] | None:

@@ -1,6 +1,6 @@
 """What labels of a trained model can be trusted with: measured on cells that were not used for them.
 
-Letters: N cells, C labels, Q quantiles.
+Letters: N cells, V features, C labels, Q quantiles, G groups of cells with the same features measured.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cellxpert.data.cell_types import Components, TypeModel
+from cellxpert.data.tokens import Tokens
 
 __all__ = ["Calibration", "Tissues", "quantiles_of"]
 
@@ -65,6 +66,11 @@ class Calibration:
         kept_Q = getattr(self, f"{score}_Q")
         # rounded up, as a guarantee of coverage needs
         return float(kept_Q[min(int(np.ceil(round(level * (len(kept_Q) - 1), 9))), len(kept_Q) - 1)])
+
+    def absent(self, tokens: Tokens, weight_VC: Floats) -> npt.NDArray[np.float32]:
+        """Return what features that were not measured add to logits (N, C): they stand at what is usual, not at zero."""
+        usual_GV = ~tokens.measured_features * self.types.components.usual_V * self.steady_V
+        return (usual_GV @ weight_VC).astype(np.float32)[tokens.pattern]
 
     def to_arrays(self, *, components: bool = True) -> dict[str, Floats]:
         """Return all arrays by name, those of the components too or not."""

@@ -60,10 +60,6 @@ class Components:
         """Whether the other components are the same, number by number."""
         return np.array_equal(self.usual_V, other.usual_V) and np.array_equal(self.direct_VP, other.direct_VP)
 
-    def unmeasured(self, tokens: Tokens) -> Floats:
-        """Return what features usually are that were not measured, 0 for the others: a row for each of the tokens' patterns."""
-        return ~tokens.measured_features * self.usual_V
-
     def first(self, n_components: int) -> Components:
         """Return the first components."""
         return Components(usual_V=self.usual_V, direct_VP=self.direct_VP[:, :n_components])

@@ -149,9 +149,7 @@ def calibrate_label_head(
         allowed_NC,
         temperature=temperature,
         distance_N=types.distance_N[folds.known_N],
-        steady_V=reading.tokens.measured_features[np.unique(reading.tokens.pattern[cells.rows])]
-        .all(axis=0)
-        .astype(float),
+        steady_V=_steady(reading.tokens, cells.rows),
         least_features=_least_features(reading, cells.rows),
         types=types.whole,
     )
@@ -272,9 +270,7 @@ def _cross_fit(
         allowed_NC[known_N],
         temperature=best[2],
         distance_N=types.distance_N[known_N],
-        steady_V=reading.tokens.measured_features[np.unique(reading.tokens.pattern[cells.rows])]
-        .all(axis=0)
-        .astype(float),
+        steady_V=_steady(reading.tokens, cells.rows),
         least_features=_least_features(reading, cells.rows),
         types=types.whole,
     )
@@ -304,6 +300,11 @@ def _calibration(
         least_features=least_features,
         types=types,
     ).rounded()
+
+
+def _steady(tokens: Tokens, rows: Ints) -> Floats:
+    """Say with 1 which features were measured in all of the cells."""
+    return tokens.measured_features[np.unique(tokens.pattern[rows])].all(axis=0).astype(np.float64)
 
 
 def _least_features(reading: _Reading, rows: Ints) -> int:
