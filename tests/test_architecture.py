@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "terms": {"data", "ontology", "keys"},
     "state": {"adapters", "checkpoint", "config", "data", "training"},
     "adapting": {"adapters", "checkpoint", "config", "files", "nn", "state", "training"},
+    "integrating": {"adapting", "checkpoint", "data", "exchange", "keys", "tasks"},
     "model": {
         "adapting",
         "base",
@@ -51,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "config",
         "data",
         "exchange",
+        "integrating",
         "keys",
         "metrics",
         "nn",

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cellxpert import config, datasets, errors, metrics, ontology, pl, steering
     from cellxpert.model import CellxPert
+    from cellxpert.tasks.integrate import ImputeResult
     from cellxpert.tasks.response import PerturbResult
 
     __version__: str
 
 __all__ = [
     "CellxPert",
+    "ImputeResult",
     "PerturbResult",
     "__version__",
     "config",
@@ -28,7 +30,11 @@ __all__ = [
     "pl",
     "steering",
 ]
-_CLASSES = {"CellxPert": "cellxpert.model", "PerturbResult": "cellxpert.tasks.response"}
+_CLASSES = {
+    "CellxPert": "cellxpert.model",
+    "ImputeResult": "cellxpert.tasks.integrate",
+    "PerturbResult": "cellxpert.tasks.response",
+}
 
 
 def __getattr__(name: str) -> Any:
