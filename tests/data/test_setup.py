@@ -392,6 +392,7 @@ def test_the_build_of_peaks_is_recorded():
     adata = anndata(CELLS, far)
     assert setup_anndata(adata, modality="atac").modalities == (ModalitySetup(role="atac", genome="hg38"),)
     assert read_setup(adata).modality("atac").genome == "hg38"
+    assert "\ngenome of the peaks: hg38\n" in summary(read_setup(adata), adata)
     said = anndata(CELLS, ["chr1:1-5", "chr1:7-9"])
     assert setup_anndata(said, modality="atac").modality("atac").genome is None
     said.var["genome"] = "GRCm38"

@@ -121,6 +121,19 @@ def test_what_an_object_says_counts_before_what_its_peaks_allow():
     assert genome_of(lengths) is None
 
 
+def test_the_name_of_a_genome_file_counts_where_it_names_a_build():
+    adata = peaks(["chr1:100-200"])
+    for path, build in {
+        "/data/mm10/hg38.fa": "hg38",
+        "C:\\genomes\\GRCm38.fa": "mm10",
+        "/mm10/genome.fa": None,
+    }.items():
+        adata.uns["files"] = {"genome": path}
+        assert genome_of(adata) == build
+    adata.uns["files"] = {"fragments": "hg19.tsv.gz"}
+    assert genome_of(adata) is None
+
+
 def test_kmers_are_of_no_genome():
     kmers = peaks(["AAAA", "AAAC"])
     kmers.uns["genome"] = "hg38"

@@ -324,6 +324,7 @@ def types_by_motif(peaks, path, n, seed):
     return adata, peaks_to_kmers(adata, path, k=4)
 
 
+@pytest.mark.slow
 def test_a_model_reads_data_with_other_peaks(tmp_path):
     rng = np.random.default_rng(5)
     words = ("GATAAG", "CACGTG")

@@ -464,6 +464,7 @@ def summary(setup: Setup, data: AnnData | MuData) -> str:
             f"perturbations: obs[{setup.perturbation_key!r}], {n_conditions} conditions ({setup.perturbation_type}), "
             f"{n_control} cells {setup.control_category!r}"
         )
+    lines += [f"genome of the peaks: {m.genome}" for m in setup.modalities if m.genome is not None]
     if cells.space is not None and setup.spatial is not None:
         lines.append(_space_line(setup.spatial, cells.space))
     table = presence(cells).T

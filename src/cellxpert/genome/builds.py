@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 import pandas as pd
@@ -97,8 +97,9 @@ def possible_builds(names: Iterable[object]) -> tuple[str, ...]:
 def genome_of(adata: AnnData, *, where: str = "adata") -> str | None:
     """Return the genome build of an object's peaks.
 
-    What the object says counts: ``uns["genome"]``, one value in ``var["genome"]`` (10x Genomics files as scanpy and muon read them), or
-    the chromosomes' lengths in ``uns["reference_sequences"]`` (SnapATAC2). Otherwise it is the one known build that the
+    What the object says counts: ``uns["genome"]``, one value in ``var["genome"]`` (10x Genomics files as scanpy and muon read them),
+    the chromosomes' lengths in ``uns["reference_sequences"]`` (SnapATAC2), or the name of the file ``uns["files"]["genome"]`` (muon), if
+    it names a known build. Otherwise it is the one known build that the
     peaks allow. K-mers have none: they are the same in all genomes.
 
     Parameters
@@ -147,6 +148,11 @@ def _said(adata: AnnData) -> tuple[str, str]:
     if isinstance(table, pd.DataFrame) and {"reference_seq_name", "reference_seq_length"} <= set(table.columns):
         build = build_of_lengths(zip(table["reference_seq_name"], table["reference_seq_length"], strict=True))
         return "uns['reference_sequences']", build or ""
+    files = adata.uns.get("files")
+    if isinstance(files, Mapping) and (
+        build := known_build(str(files.get("genome", "")).replace("\\", "/").split("/")[-1])
+    ):
+        return "uns['files']['genome']", build
     return "", ""
 
 

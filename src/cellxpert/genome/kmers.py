@@ -90,8 +90,8 @@ def peaks_to_kmers(
     divide by the total themselves: k-mers are read as log(1 + 10,000 x / total), as RNA is. Doing it here too would hide from the
     checks that the values were counts.
 
-    Needs memory for the k-mers of all peaks (8 bytes for each k-mer that a peak holds: about 4 KB for 500 bases) and for the result
-    (8 bytes for each k-mer that a cell holds). Cells and sequences are read in chunks; no matrix is made dense but a dense ``X`` by chunks.
+    Needs memory for the k-mers of all peaks (8 bytes for each k-mer that a peak holds: about 4 KB for 500 bases) and twice that of the
+    result (8 bytes for each k-mer that a cell holds, and with k = 6 most cells hold nearly all). Cells and sequences are read in chunks; no matrix is made dense but a dense ``X`` by chunks.
 
     Examples
     --------
@@ -114,13 +114,19 @@ def peaks_to_kmers(
     with _open(fasta) as genome:
         names, record = _chromosomes(adata, peaks, genome, path=Path(fasta), missing=missing)
         peak_kmers = _of_peaks(genome, peaks, names, k=int(k))
-    chunks = [chunk @ peak_kmers for chunk in _chunks(matrix, where="X" if layer is None else f"layers[{layer!r}]")]
-    counts = sparse.vstack(chunks, format="csr", dtype=np.int64)
-    if counts.nnz == 0 or counts.data.max() <= np.iinfo(np.int32).max:
-        counts = counts.astype(np.int32)
+    chunks = [
+        _narrow(chunk @ peak_kmers) for chunk in _chunks(matrix, where="X" if layer is None else f"layers[{layer!r}]")
+    ]
+    counts = sparse.vstack(chunks, format="csr")
     counts.sort_indices()
     var = pd.DataFrame(index=pd.Index(canonical_kmers(int(k)), dtype=object))
     return AnnData(counts, obs=adata.obs.copy(), var=var, uns={"kmers": {"k": int(k), **record}})
+
+
+def _narrow(counts: sparse.csr_matrix) -> sparse.csr_matrix:
+    """Half the memory, where all values allow it."""
+    fits = counts.nnz == 0 or counts.data.max() <= np.iinfo(np.int32).max
+    return counts.astype(np.int32) if fits else counts
 
 
 def canonical_kmers(k: int) -> list[str]:
