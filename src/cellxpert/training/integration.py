@@ -41,8 +41,10 @@ N_FACTORS = 20
 """Coordinates looked for."""
 N_ITERATIONS = 30
 """Iterations of the factor model: later ones move no coordinate by much."""
-LEAST_UNIQUE = 0.05
+LEAST_UNIQUE = 0.1
 """Least share of a feature's variance that is its own."""
+MIN_SEEN = 10
+"""Fewest cells that show a feature for factors to be told by it: a few cells with rare features in common would get a factor of their own."""
 CELLS_PER_CLUSTER, MAX_CLUSTERS = 30, 100
 DIVERSITY = 2.0
 """How much a cluster is kept from holding one batch more than another."""
@@ -173,10 +175,13 @@ def fit_factors(
     level_GNV = [
         reading.magnitudes(tokens, rows[group_N.reshape(-1) == g], modality_V=modality_V) for g in range(len(group_G))
     ]
+    seen_V = sum(np.bincount(x.indices[x.data > 0], minlength=len(modality_V)) for x in level_GNV) >= MIN_SEEN
     # features that the same groups have share their normal equations
     sets_XG, set_V = np.unique(measured_GV.T, axis=0, return_inverse=True)
+    set_V = np.where(seen_V, set_V.reshape(-1), -1)
+    reading = replace(reading, loading_VR=np.where(seen_V[:, None], reading.loading_VR, 0.0))
     for _ in range(N_ITERATIONS):
-        reading = _improved(reading, level_GNV, measured_GV, sets_XG=sets_XG, set_V=set_V.reshape(-1))
+        reading = _improved(reading, level_GNV, measured_GV, sets_XG=sets_XG, set_V=set_V)
     z_NR = np.concatenate([reading.posterior(x, m)[0] for x, m in zip(level_GNV, measured_GV, strict=True) if m.any()])
     told_RR = (reading.loading_VR.T / reading.unique_V) @ reading.loading_VR
     size_R, axis_RR = np.linalg.eigh(told_RR)
@@ -211,7 +216,7 @@ def _improved(
     sets_XG: npt.NDArray[np.bool_],
     set_V: Ints,
 ) -> FactorReading:
-    """One iteration: what is expected of the factors of all cells, then the best features for these."""
+    """One iteration: what is expected of the factors of all cells, then the best features for these; those of no set have no loadings."""
     n_features, n_factors = reading.loading_VR.shape
     second_GRR = np.zeros((len(level_GNV), n_factors, n_factors))
     product_VR, sum_V, square_V, n_V = np.zeros((n_features, n_factors)), *np.zeros((3, n_features))
