@@ -10,12 +10,10 @@ from typing import ClassVar
 
 # fmt: off
 __all__ = [
-    "AdapterError", "BackedFileError", "CategoryError", "CellxPertError", "CellxPertWarning", "CheckpointError",
-    "CheckpointNotFoundError", "CheckpointVersionError", "ConfigError", "ControlError", "DatasetError", "DeviceError",
-    "DuplicateNamesError", "EmptyDataError", "FeatureNameError", "FeatureOverlapError", "FewCellsError", "GeneError",
-    "InterventionError", "LayerError",
-    "MatrixTypeError", "MetricError", "MetricMissingError", "MissingValuesError", "ModalityError", "MuDataError", "NegativeValueError",
-    "NoLabelsError", "NonFiniteError", "NotCountsError", "NotSetUpError", "NotTrainedError", "ObjectTypeError",
+    "AdapterError", "BackedFileError", "CategoryError", "CellxPertError", "CellxPertWarning", "CheckpointError", "CheckpointNotFoundError", "CheckpointVersionError",
+    "ConfigError", "ControlError", "DatasetError", "DeviceError", "DuplicateNamesError", "EmptyDataError", "FeatureNameError", "FeatureOverlapError",
+    "FewCellsError", "GeneError", "InterventionError", "LayerError", "MatrixTypeError", "MetricError", "MetricMissingError", "MissingValuesError", "ModalityError",
+    "MuDataError", "NegativeValueError", "NoLabelsError", "NonFiniteError", "NotCountsError", "NotSetUpError", "NotTrainedError", "ObjectTypeError",
     "ObsConflictError", "ObsKeyError", "OntologyError", "OntologyMissingError", "OutputExistsError", "PlotError", "QueryError", "ResumeError",
     "SparseStructureError", "SpatialError", "SplitError", "TrainingDivergedError", "TransposedError", "ViewError", "VocabularyError",
 ]
