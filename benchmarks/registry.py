@@ -18,10 +18,12 @@ __all__ = ["TASKS", "Case", "Measurement", "Options", "Task", "get_task", "missi
 TASKS: Mapping[str, str] = {
     "adapters": "benchmarks.tasks.adapters",
     "annotation": "benchmarks.tasks.annotation",
+    "integration": "benchmarks.tasks.integration",
     "perturbation": "benchmarks.tasks.perturbation",
     "spatial": "benchmarks.tasks.spatial",
     "speed": "benchmarks.tasks.speed",
     "speed-gpu": "benchmarks.tasks.speed_gpu",
+    "token-budget": "benchmarks.tasks.token_budget",
     "transfer": "benchmarks.tasks.transfer",
     "union": "benchmarks.tasks.union",
     "unknown": "benchmarks.tasks.unknown",

@@ -31,6 +31,9 @@ PACKAGES = (
     "transformers",
     "celltypist",
     "scvi-tools",
+    "scib-metrics",
+    "harmonypy",
+    "muon",
 )
 """Packages whose versions go into each row."""
 

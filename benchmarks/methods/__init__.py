@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ANNOTATION",
+    "INTEGRATION",
     "LABEL_LOSSES",
     "PERTURBATION",
     "SPATIAL",
@@ -25,10 +26,13 @@ __all__ = [
     "UNKNOWN",
     "Annotator",
     "Entry",
+    "IntegrationEntry",
+    "Integrator",
     "Labeller",
     "Prediction",
     "Predictor",
     "make",
+    "make_integrator",
     "make_labeller",
     "make_predictor",
 ]
@@ -66,6 +70,22 @@ class Labeller(Protocol):
         """Label all cells, coordinates in ``obsm["spatial"]``; ``labels`` is "" where the label is not known."""
 
 
+class Integrator(Protocol):
+    """A method that finds one space for the cells of all batches and modalities.
+
+    One that also has ``embed_modality(mdata, modality) -> cells x dimensions`` is asked where other cells lie, given with all their
+    modalities and batches, when it reads that modality alone; one that has ``impute(modality, features) -> cells x features`` is asked
+    for values of the cells that it was given, all of them, on the scale of ``methods/integration.py:magnitudes`` (None: it cannot);
+    one that has ``tell(labels)`` is told the truth first, and is a control.
+    """
+
+    def integrate(self, mdata: mudata.MuData) -> np.ndarray | None:
+        """Return vectors of all cells, in the order of ``obs_names``; None where the method only imputes.
+
+        Each modality has raw counts in ``X``, ``obs["batch"]`` the batch of each cell, and nothing else. Cells may lack a modality.
+        """
+
+
 class Predictor(Protocol):
     """A method that predicts what perturbations do.
 
@@ -97,7 +117,7 @@ class Entry:
     multimodal
         Whether it reads RNA and protein; it is run on data that have both.
     needs
-        Modules that must be there beside the dependency group ``benchmark``: those of ``benchmark-annotation``.
+        Modules that must be there beside the dependency group ``benchmark``: those of ``group``.
     """
 
     module: str
@@ -105,11 +125,32 @@ class Entry:
     seeded: bool = False
     multimodal: bool = False
     needs: tuple[str, ...] = ()
+    group: str = "benchmark-annotation"
 
     def missing(self) -> str:
         """Why the method cannot be run in this environment; empty when it can."""
         lacking = [module for module in self.needs if find_spec(module) is None]
-        return f"{', '.join(lacking)} not installed (dependency group benchmark-annotation)" if lacking else ""
+        return f"{', '.join(lacking)} not installed (dependency group {self.group})" if lacking else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntegrationEntry(Entry):
+    """A method of the task ``integration``.
+
+    Parameters
+    ----------
+    reads
+        Modalities that a data set must have.
+    needs_batches
+        Whether it is run only where there are batches.
+    mosaics_only
+        Whether it only imputes: there is nothing to impute where all cells have all modalities.
+    """
+
+    reads: tuple[str, ...] = ("rna",)
+    needs_batches: bool = False
+    mosaics_only: bool = False
+    group: str = "benchmark-integration"
 
 
 _OURS, _BASELINES, _MULTIMODAL = (f"benchmarks.methods.{name}" for name in ("ours", "baselines", "multimodal"))
@@ -222,8 +263,54 @@ PERTURBATION: Mapping[str, Entry] = {
 """Methods of the task ``perturbation``; which of them a data set is given to is said in ``data_sets_perturbation.py``."""
 
 
+_LINEAR, _GRAPH, _SCVI, _OURS_INTEGRATION = (
+    f"benchmarks.methods.{name}"
+    for name in ("integration", "integration_graph", "integration_scvi", "ours_integration")
+)
+_SCIB = ("scib_metrics",)
+
+INTEGRATION: Mapping[str, IntegrationEntry] = {
+    "pca_rna": IntegrationEntry(module=_LINEAR, maker="pca_rna", needs=_SCIB),
+    "pca_protein": IntegrationEntry(module=_LINEAR, maker="pca_protein", reads=("prot",), needs=_SCIB),
+    "pca_atac": IntegrationEntry(module=_LINEAR, maker="pca_atac", reads=("atac",), needs=_SCIB),
+    "pca_concat": IntegrationEntry(module=_LINEAR, maker="pca_concat", reads=("rna", "other"), needs=_SCIB),
+    "cca": IntegrationEntry(module=_LINEAR, maker="cca", reads=("rna", "other"), needs=_SCIB),
+    "harmony_rna": IntegrationEntry(
+        module=_GRAPH, maker="harmony_rna", needs_batches=True, needs=(*_SCIB, "harmonypy", "muon")
+    ),
+    "harmony_concat": IntegrationEntry(
+        module=_GRAPH,
+        maker="harmony_concat",
+        reads=("rna", "other"),
+        needs_batches=True,
+        needs=(*_SCIB, "harmonypy", "muon"),
+    ),
+    "wnn": IntegrationEntry(module=_GRAPH, maker="wnn", reads=("rna", "other"), needs=(*_SCIB, "harmonypy", "muon")),
+    "scvi": IntegrationEntry(module=_SCVI, maker="scvi_rna", seeded=True, needs=(*_SCIB, "scvi")),
+    "totalvi": IntegrationEntry(
+        module=_SCVI, maker="totalvi", seeded=True, reads=("rna", "prot"), needs=(*_SCIB, "scvi")
+    ),
+    "multivi": IntegrationEntry(
+        module=_SCVI, maker="multivi", seeded=True, reads=("rna", "atac"), needs=(*_SCIB, "scvi")
+    ),
+    "shuffled": IntegrationEntry(module=_LINEAR, maker="shuffled", needs=_SCIB),
+    "labels": IntegrationEntry(module=_LINEAR, maker="labels", needs=_SCIB),
+    "impute_mean": IntegrationEntry(module=_LINEAR, maker="impute_mean", reads=("rna", "other"), mosaics_only=True),
+    "impute_ridge": IntegrationEntry(module=_LINEAR, maker="impute_ridge", reads=("rna", "other"), mosaics_only=True),
+    "impute_knn": IntegrationEntry(module=_LINEAR, maker="impute_knn", reads=("rna", "other"), mosaics_only=True),
+    "cellxpert-nano": IntegrationEntry(module=_OURS_INTEGRATION, maker="nano", seeded=True, needs=_SCIB),
+    "cellxpert-nano-latent": IntegrationEntry(module=_OURS_INTEGRATION, maker="nano_latent", seeded=True, needs=_SCIB),
+}
+"""Methods of the task ``integration``; ``"other"`` among what one reads is whatever modality there is beside the RNA."""
+
+
 def make(entry: Entry, *, seed: int, quick: bool) -> Annotator:
     """Import a method and make it."""
+    return getattr(import_module(entry.module), entry.maker)(seed=seed, quick=quick)
+
+
+def make_integrator(entry: IntegrationEntry, *, seed: int, quick: bool) -> Integrator:
+    """Import a method of the task ``integration`` and make it."""
     return getattr(import_module(entry.module), entry.maker)(seed=seed, quick=quick)
 
 

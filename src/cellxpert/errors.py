@@ -13,8 +13,8 @@ __all__ = [
     "AdapterError", "BackedFileError", "CategoryError", "CellxPertError", "CellxPertWarning", "CheckpointError",
     "CheckpointNotFoundError", "CheckpointVersionError", "ConfigError", "ControlError", "DatasetError", "DeviceError",
     "DuplicateNamesError", "EmptyDataError", "FeatureNameError", "FeatureOverlapError", "FewCellsError", "GeneError",
-    "GenomeError", "InterventionError", "LayerError",
-    "MatrixTypeError", "MetricError", "MissingValuesError", "ModalityError", "MuDataError", "NegativeValueError",
+    "GenomeError", "InterventionError", "LayerError", "MatrixTypeError", "MetricError", "MetricMissingError",
+    "MissingValuesError", "ModalityError", "MuDataError", "NegativeValueError",
     "NoLabelsError", "NonFiniteError", "NotCountsError", "NotSetUpError", "NotTrainedError", "ObjectTypeError",
     "ObsConflictError", "ObsKeyError", "OntologyError", "OntologyMissingError", "OutputExistsError", "PlotError", "QueryError", "ResumeError",
     "SparseStructureError", "SpatialError", "SplitError", "TrainingDivergedError", "TransposedError", "ViewError", "VocabularyError",
@@ -410,3 +410,10 @@ class PlotError(CellxPertError, ValueError):
 
     code = "CX902"
     why = "the picture would be empty, or would show other cells than those meant."
+
+
+class MetricMissingError(CellxPertError, ImportError):
+    """A metric that an optional package computes, and the package is not installed."""
+
+    code = "CX903"
+    why = "a score under the same name, computed in another way, could not be compared with anyone's."

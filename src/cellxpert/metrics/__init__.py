@@ -1,4 +1,4 @@
-"""Scores as pure functions of arrays: how right labels and effects of perturbations are, and how far they can be trusted."""
+"""Scores as pure functions of arrays: how right labels, shared spaces and effects of perturbations are, and how far they can be trusted."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from cellxpert.metrics.calibration import aurc, brier, ece, nll, reliability, ri
 from cellxpert.metrics.causal import ancestor_leak, descendant_auroc
 from cellxpert.metrics.gene_sets import gene_set_embedding, read_gmt
 from cellxpert.metrics.hierarchy import error_distance, hierarchical_f1, hierarchical_scores, within_branch_accuracy
+from cellxpert.metrics.integration import foscttm, imputation_scores, integration_scores, knn_transfer
 from cellxpert.metrics.perturbation import (
     centroid_accuracy,
     de_overlap,
@@ -58,10 +59,14 @@ __all__ = [
     "ece",
     "energy_distance",
     "error_distance",
+    "foscttm",
     "gene_set_embedding",
     "hierarchical_f1",
     "hierarchical_scores",
+    "imputation_scores",
+    "integration_scores",
     "kappa",
+    "knn_transfer",
     "macro_f1",
     "mae",
     "median_f1",
