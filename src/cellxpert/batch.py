@@ -99,6 +99,8 @@ class Batch:
     """Queries answered from the cell's vector alone."""
     label_B: Tensor | None = None
     """Label codes (int64); ``IGNORE`` for unlabelled cells."""
+    batch_B: Tensor | None = None
+    """Codes of the cells' batches (int64), which the decoder alone is told; ``IGNORE`` for an unknown one."""
     row_B: Tensor | None = None
     """Row of each cell in ``obs_names`` (int64, on the CPU)."""
     measured_PV: Tensor | None = None

@@ -80,6 +80,8 @@ class TrainedState:
     """What labels can be trusted with; None: not measured."""
     tissues: Tissues | None = None
     """Tissues that it tells apart."""
+    batches: tuple[str, ...] = ()
+    """Batches that its decoder can be told of."""
 
 
 def _tensors(network: Network) -> dict[str, torch.Tensor]:
@@ -146,6 +148,7 @@ def save_state(
             "perturbations": None if state.perturbations is None else state.perturbations.to_dict(),
             "calibration": None if state.calibration is None else state.calibration.to_dict(),
             "tissues": None if state.tissues is None else asdict(state.tissues),
+            "batches": list(state.batches),
             "vocabulary_hash": state.vocabulary.hash(),
             "weights_hash": weights_hash(state.network),
             "history": history_values(state.history),
@@ -229,6 +232,7 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         tissues = None
         if (told := config.get("tissues")) is not None:
             tissues = Tissues(names=label_names(told["names"]), temperature=float(told["temperature"]))
+        batches = label_names(config.get("batches", []))
         history = history_table(config["history"])
     except (AttributeError, KeyError, TypeError, ValueError, NotSetUpError) as error:
         if isinstance(error, ConfigError | VocabularyError | CheckpointError):
@@ -250,6 +254,7 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         n_labels=len(labels),
         n_targets=0 if perturbations is None else len(perturbations.targets),
         n_tissues=0 if tissues is None else len(tissues.names),
+        n_batches=len(batches),
         seed=seed,
     )
     network.load_state_dict(read_tensors(folder / _WEIGHTS, network.state_dict()))
@@ -267,6 +272,7 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         perturbations=perturbations,
         calibration=calibration,
         tissues=tissues,
+        batches=batches,
     )
 
 

@@ -119,6 +119,9 @@ class NetworkConfig:
         labelled cells are few.
     n_prompts
         Learned tokens that every cell gets beside its own, read by the encoder alone; 0 for none.
+    batches
+        Tell the decoder each cell's batch, where the setup names it and the training cells have two or more. The encoder is never
+        told, and a cell of an unknown batch is answered for as one of any.
     attention
         ``"auto"``, or one of ``"flash"``, ``"varlen"``, ``"sdpa"``, ``"reference"``.
     """
@@ -139,6 +142,7 @@ class NetworkConfig:
     label_dropout: float = 0.5
     label_gradient: float = 0.0
     n_prompts: int = 0
+    batches: bool = True
     attention: Literal["auto", "flash", "varlen", "sdpa", "reference"] = "auto"
 
     @property
@@ -441,6 +445,7 @@ def _paper() -> ModelConfig:
         decoder_experts=True,
         expert_hidden=480,
         n_factors=0,
+        batches=False,
         label_loss="weighted",
     )
 

@@ -281,6 +281,7 @@ class CellxPert(SetupMethods, AdapterMethods):
             tensors=None if own is None else own.tensors,
             components=components_of(state),
             tissues=state.tissues,
+            batches=state.batches,
         )
         self._data, self._setup = data, setup
         if own is None:
@@ -302,6 +303,7 @@ class CellxPert(SetupMethods, AdapterMethods):
             perturbations=learned.perturbations,
             calibration=learned.calibration,
             tissues=learned.tissues,
+            batches=learned.batches,
         )
         self._state.network.to(self._device)
 

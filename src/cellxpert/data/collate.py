@@ -24,6 +24,8 @@ Ints = npt.NDArray[np.int64]
 _NO_VALUES, _CAUSAL = 0.4, 0.3
 """Shares of cells whose queries see no movable values, and those earlier in a random order; the others leave one out."""
 _PAD_TO = 8
+_WITHHELD = 0.1
+"""Share of training cells whose batch is not told."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,9 @@ class Collator:
     blank
         Share of training cells of which nothing is shown: what holds for any cell, and all that an intervention does, is
         learned from these. Their labels and whole-cell questions do not count.
+    batches
+        Code of the batch of every cell of ``tokens``, negative where it is unknown, or None. In training batches a tenth of the
+        cells count as unknown.
     """
 
     def __init__(
@@ -105,6 +110,7 @@ class Collator:
         whole: bool = True,
         assigned: Assigned | None = None,
         blank: float = 0.0,
+        batches: Ints | None = None,
     ) -> None:
         assert layout in {"packed", "padded"}, layout
         assert zeros in {"drop", "keep"}, zeros
@@ -113,7 +119,7 @@ class Collator:
         self.layout, self.mask_ratio, self.n_queries = layout, mask_ratio, min(n_queries, n_features)
         self.n_cell_queries = min(n_cell_queries, n_features)
         self.zeros, self.shuffle_positions, self.whole = zeros, shuffle_positions, whole
-        self.assigned, self.blank = assigned, blank
+        self.assigned, self.blank, self.batches = assigned, blank, batches
         measured = tokens.measured_features
         self._rank = np.cumsum(measured, axis=1) - 1  # place of each feature among those measured, per pattern
         self._n_measured = measured.sum(axis=1)
@@ -161,7 +167,11 @@ class Collator:
         batch = self._lay_out(
             drawn, hidden_B, rows=rows, shuffled=rng is not None, parts=(masked, whole), labels=labels
         )
-        return self._say_what_is_shown(batch, drawn, hidden_B, rows=rows, blank_B=blank_B)
+        batch = self._say_what_is_shown(batch, drawn, hidden_B, rows=rows, blank_B=blank_B)
+        if self.batches is not None and rng is not None:
+            told_B = rng.random(len(rows)) >= _WITHHELD
+            batch = replace(batch, batch_B=batch.batch_B.masked_fill(torch.from_numpy(~told_B), IGNORE))
+        return batch
 
     def context(self, rows: npt.ArrayLike, hidden_V: npt.NDArray[np.bool_]) -> Batch:
         """Make a batch of cells without some features, whatever their value, and without questions."""
@@ -347,10 +357,6 @@ class Collator:
         if self.shuffle_positions:
             position = np.zeros(n_places, np.int64)
             position[at_B[cell] + within] = within
-        label = None
-        if labels is not None:
-            code = np.asarray(labels, dtype=np.int64)[rows]
-            label = torch.from_numpy(np.where(code < 0, IGNORE, code))
         return Batch(
             feature_T=torch.from_numpy(feature_T),
             bin_T=torch.from_numpy(bin_T),
@@ -359,11 +365,17 @@ class Collator:
             position_T=None if position is None else torch.from_numpy(position),
             masked=parts[0],
             whole=parts[1],
-            label_B=label,
+            label_B=None if labels is None else _codes(labels, rows),
             row_B=torch.from_numpy(self.tokens.rows[rows]),
             place_BX=None if self.tokens.place is None else torch.from_numpy(self.tokens.place[rows]),
             image_BF=None if self.tokens.image is None else torch.from_numpy(self.tokens.image[rows]),
+            batch_B=None if self.batches is None else _codes(self.batches, rows),
         )
+
+
+def _codes(code_N: npt.ArrayLike, rows: Ints) -> torch.Tensor:
+    code = np.asarray(code_N, dtype=np.int64)[rows]
+    return torch.from_numpy(np.where(code < 0, IGNORE, code))
 
 
 def _rates(zero: tuple[Ints, Ints], nonzero: tuple[Ints, Ints]) -> torch.Tensor:

@@ -32,7 +32,7 @@ from cellxpert.training.fit import RunConfig, fit
 from cellxpert.training.label_task import LabelTask
 from cellxpert.training.objectives import LabelObjective
 from cellxpert.training.refit import refit_responses
-from cellxpert.training.split import classes_of, split_cells, unlearned
+from cellxpert.training.split import batch_codes, batches_of, classes_of, split_cells, unlearned
 from cellxpert.training.start import start_from_data, start_interventions, start_label_head
 
 __all__ = [
@@ -88,6 +88,7 @@ class Learned:
     tensors: Mapping[str, Tensor] | None = None
     calibration: Calibration | None = None
     tissues: Tissues | None = None
+    batches: tuple[str, ...] = ()
 
 
 def train_network(
@@ -130,6 +131,7 @@ def train_network(
             history=previous.history,
             components=None if previous.calibration is None else previous.calibration.types.components,
             tissues=previous.tissues,
+            batches=previous.batches,
         )
     split = split_cells(cells, labels, train_size=arguments.train_size, split_key=arguments.split_key, seed=seed)
     train_rows = np.flatnonzero(split.to_numpy() == "train")
@@ -139,6 +141,7 @@ def train_network(
         warnings.warn(text, CellxPertWarning, stacklevel=3)  # the caller of CellxPert.train
     tissues = classes_of(cells.tissues(), train_rows, cells.setup.unlabeled_category)
     perturbations = perturbations_of(cells, train_rows, config)
+    batches = batches_of(cells, train_rows) if config.network.batches else ()
     network = Network.from_config(
         config,
         feature_modality=vocabulary.role_of_feature.tolist(),
@@ -147,6 +150,7 @@ def train_network(
         n_labels=len(classes),
         n_targets=0 if perturbations is None else len(perturbations.targets),
         n_tissues=len(tissues),
+        n_batches=len(batches),
         seed=seed,
     )
     return learn(
@@ -161,6 +165,7 @@ def train_network(
         seed=seed,
         fresh=True,
         tissues=Tissues(names=tissues) if tissues else None,
+        batches=batches,
     )
 
 
@@ -182,6 +187,7 @@ def learn(
     adapter: AdapterConfig | None = None,
     components: Components | None = None,
     tissues: Tissues | None = None,
+    batches: tuple[str, ...] = (),
 ) -> Learned:
     """Train a network on the training cells of a split.
 
@@ -211,6 +217,8 @@ def learn(
         Components that labels were told in before; found anew if None.
     tissues
         Tissues that the network tells apart.
+    batches
+        Batches that its decoder can be told of.
     """
     if network.labels is not None:
         network.labels.gradient = config.network.label_gradient
@@ -241,6 +249,7 @@ def learn(
         task=LabelTask.of(cells, classes, components=components),
         tissue_task=tissue_task,
         assigned=assigned,
+        batch_N=batch_codes(cells, batches),
         config=config,
         settings=settings,
         arguments=arguments,
@@ -262,6 +271,7 @@ def learn(
         tissues=tissues
         if tissues is None or tissue_calibration is None
         else replace(tissues, temperature=tissue_calibration.temperature),
+        batches=batches,
     )
 
 
@@ -293,6 +303,7 @@ def _run(
     task: LabelTask | None,
     tissue_task: LabelTask | None,
     assigned: Assigned | None,
+    batch_N: npt.NDArray[np.int64] | None,
     config: ModelConfig,
     settings: TrainingConfig,
     arguments: TrainArguments,
@@ -312,6 +323,7 @@ def _run(
         whole=settings.cell_weight > 0,
         assigned=assigned,
         blank=0.0 if assigned is None else settings.blank,
+        batches=batch_N,
     )
     data = CellDataModule(
         collator,
