@@ -206,6 +206,8 @@ class TrainingConfig:
         Range from which the masked share of a cell's tokens is drawn, anew for every cell and epoch.
     blank
         Where perturbed cells are registered, share of cells shown as nothing but what was done to them.
+    modality_dropout
+        Share of the cells with two or more measured modalities of which, in a step, one whole modality is hidden and asked for.
     n_queries, n_cell_queries
         Features asked per cell and step of the masked-bin and of the whole-cell objective.
     bins_weight, cell_weight, label_weight
@@ -234,6 +236,7 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     mask_ratio: tuple[float, float] = (0.1, 0.7)
     blank: float = 0.3
+    modality_dropout: float = 0.0
     n_queries: int = 32
     n_cell_queries: int = 64
     bins_weight: float = 1.0
@@ -270,7 +273,9 @@ class TrainingConfig:
             self.label_loss,
             "use 'plain', 'weighted', 'balanced' or 'ldam'",
         )
-        _require(0 <= self.blank < 1, "TrainingConfig.blank", self.blank, "use [0, 1)")
+        for name in ("blank", "modality_dropout"):
+            share = getattr(self, name)
+            _require(0 <= share < 1, f"TrainingConfig.{name}", share, "use [0, 1)")
         _require(0 <= self.ema_decay < 1, "TrainingConfig.ema_decay", self.ema_decay, "use [0, 1)")
         _require(0 <= self.label_smoothing < 1, "TrainingConfig.label_smoothing", self.label_smoothing, "use [0, 1)")
 

@@ -324,6 +324,8 @@ def _run(
         assigned=assigned,
         blank=0.0 if assigned is None else settings.blank,
         batches=batch_N,
+        modality_V=network.embedding.feature_modality[:-1].numpy(),
+        modality_dropout=settings.modality_dropout,
     )
     data = CellDataModule(
         collator,
