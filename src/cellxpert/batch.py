@@ -158,3 +158,5 @@ class Output:
     """Logits over labels."""
     routers: tuple[RouterStats, ...] = ()
     """One per mixture-of-experts layer."""
+    alone: tuple[Tensor, Tensor] | None = None
+    """Vectors (N, D) of the cells that have two modalities, read by one alone and by another alone."""

@@ -212,6 +212,9 @@ class TrainingConfig:
         Features asked per cell and step of the masked-bin and of the whole-cell objective.
     bins_weight, cell_weight, label_weight
         Weights of the masked-bin, whole-cell and label objectives.
+    contrast_weight
+        Weight of the contrast between the vectors of a cell read by one of its modalities alone and by another alone. It costs two
+        more passes of the encoder; at 0 there are none.
     importance_weight, load_weight, router_z_weight
         Weights of the router's losses (Shazeer et al. 2017; Zoph et al. 2022).
     label_loss
@@ -242,6 +245,7 @@ class TrainingConfig:
     bins_weight: float = 1.0
     cell_weight: float = 1.0
     label_weight: float = 1.0
+    contrast_weight: float = 0.0
     importance_weight: float = 1e-2
     load_weight: float = 1e-2
     router_z_weight: float = 1e-3
@@ -259,6 +263,7 @@ class TrainingConfig:
             "bins_weight",
             "cell_weight",
             "label_weight",
+            "contrast_weight",
             "importance_weight",
             "load_weight",
             "router_z_weight",

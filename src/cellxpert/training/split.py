@@ -1,4 +1,7 @@
-"""Which cells train, and which labels they can teach."""
+"""Which cells train, and which labels and batches they can teach.
+
+Shape suffix: N cells.
+"""
 
 from __future__ import annotations
 
