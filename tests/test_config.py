@@ -87,6 +87,7 @@ BAD = [
     ("modality_dropout", 1.0),
     ("modality_dropout", -0.1),
     ("contrast_weight", -0.1),
+    ("adversary_weight", -0.1),
 ]
 
 

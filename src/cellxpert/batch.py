@@ -2,7 +2,7 @@
 
 Shape suffixes: B cells, T tokens of all cells laid end to end, L tokens of one cell, Q queries, M movable values, D width,
 E experts, K bins, C labels, V features, P patterns of measured features, H hidden features of all cells, I interventions of a
-cell, S directions of effects of perturbed genes, X coordinates of a place, F image features.
+cell, S directions of effects of perturbed genes, X coordinates of a place, F image features, G batches.
 """
 
 from __future__ import annotations
@@ -160,3 +160,5 @@ class Output:
     """One per mixture-of-experts layer."""
     alone: tuple[Tensor, Tensor] | None = None
     """Vectors (N, D) of the cells that have two modalities, read by one alone and by another alone."""
+    batch_BG: Tensor | None = None
+    """Logits over batches, of an adversary."""

@@ -215,6 +215,9 @@ class TrainingConfig:
     contrast_weight
         Weight of the contrast between the vectors of a cell read by one of its modalities alone and by another alone. It costs two
         more passes of the encoder; at 0 there are none.
+    adversary_weight
+        Weight of an adversary that tells the batch from the cell vector while the encoder learns that it cannot, where the decoder
+        is told of batches; 0 for none.
     importance_weight, load_weight, router_z_weight
         Weights of the router's losses (Shazeer et al. 2017; Zoph et al. 2022).
     label_loss
@@ -246,6 +249,7 @@ class TrainingConfig:
     cell_weight: float = 1.0
     label_weight: float = 1.0
     contrast_weight: float = 0.0
+    adversary_weight: float = 0.0
     importance_weight: float = 1e-2
     load_weight: float = 1e-2
     router_z_weight: float = 1e-3
@@ -264,6 +268,7 @@ class TrainingConfig:
             "cell_weight",
             "label_weight",
             "contrast_weight",
+            "adversary_weight",
             "importance_weight",
             "load_weight",
             "router_z_weight",

@@ -13,6 +13,7 @@ from cellxpert.batch import IGNORE, Questions, RouterStats
 from cellxpert.training.objectives import (
     TEMPERATURE,
     LabelObjective,
+    adversary_loss,
     bins_loss,
     class_margins,
     class_weights,
@@ -207,3 +208,14 @@ def test_a_pair_without_others_is_no_contrast(n: int) -> None:
     assert loss.item() == 0
     assert not a.grad.any()
     assert not b.grad.any()
+
+
+def test_an_adversary_counts_where_the_batch_is_told() -> None:
+    logits, batch = _vectors(3), torch.tensor([0, 3, IGNORE, 1, IGNORE])
+    expected = np.mean([-logits[b].log_softmax(-1)[batch[b]].item() for b in (0, 1, 3)])
+    assert adversary_loss(logits, batch).item() == pytest.approx(expected, rel=1e-5)
+    logits = logits.requires_grad_()
+    nothing = adversary_loss(logits, torch.full((5,), IGNORE))
+    nothing.backward()
+    assert nothing.item() == 0
+    assert not logits.grad.any()

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import cellxpert as cx
-from cellxpert.batch import Batch
+from cellxpert.batch import IGNORE, Batch
 from cellxpert.data.cells import Cells
 from cellxpert.data.collate import Collator
 from cellxpert.data.setup import read_setup
@@ -134,3 +135,39 @@ def test_no_contrast_costs_nothing(two_modalities: tuple[Network, Batch], monkey
     assert len(calls) == 1
     assert _of_weights(network, contrast_weight=1.0)._output(batch, seed=0).alone is not None
     assert len(calls) == 4
+
+
+# --- an adversary ------------------------------------------------------------------------------------------------------
+
+
+def test_an_adversary_pushes_the_encoder_away_from_the_batch(two_modalities: tuple[Network, Batch]) -> None:
+    """The gradient of its term is that of the classifier's loss for the classifier, and the negative for what is below."""
+    batch = replace(two_modalities[1], batch_B=torch.tensor([0, 1, 1, IGNORE]))
+    config = cx.config.preset("nano").replace(n_bins=9, dropout=0.0)
+    network = Network.from_config(config, feature_modality=[0] * 8 + [2] * 6, n_labels=0, n_batches=2, seed=0)
+    plan = _of_weights(network, adversary_weight=0.7)
+    network.eval()  # no router noise; the plan itself trains
+    output = plan._output(batch, seed=0)
+    loss, terms = total_loss(output, batch, config=plan.config)
+    rest = total_loss(replace(output, batch_BG=None), batch, config=plan.config)[0]
+    hidden = plan.adversary.hidden(output.cell_BD)
+    plain = F.cross_entropy(plan.adversary.out(F.gelu(hidden))[:3], batch.batch_B[:3])
+    assert terms["adversary"].item() == pytest.approx(plain.item(), rel=1e-5)
+    for weight, sign in ((network.cell.gate, -0.7), (plan.adversary.out.weight, 0.7)):
+        found = torch.autograd.grad(loss - rest, weight, retain_graph=True)[0]
+        expected = torch.autograd.grad(plain, weight, retain_graph=True)[0]
+        torch.testing.assert_close(found, sign * expected, atol=1e-6, rtol=1e-3)
+    plan.eval()
+    assert plan._output(batch, seed=0).batch_BG is None
+
+
+def test_an_adversary_learns_with_the_network_and_is_no_part_of_it(two_modalities: tuple[Network, Batch]) -> None:
+    assert _of_weights(two_modalities[0], adversary_weight=1.0).adversary is None  # no batches
+    config = cx.config.preset("nano").replace(n_bins=9)
+    network = Network.from_config(config, feature_modality=[0] * 8 + [2] * 6, n_labels=0, n_batches=2, seed=0)
+    assert _of_weights(network).adversary is None
+    plan = _of_weights(network, adversary_weight=1.0)
+    ids = [id(p) for group in plan.configure_optimizers()["optimizer"].param_groups for p in group["params"]]
+    trainable = [p for part in (network, plan.adversary) for p in part.parameters() if p.requires_grad]
+    assert sorted(ids) == sorted(map(id, trainable))
+    assert not any("adversary" in name for name in network.state_dict())

@@ -1,6 +1,6 @@
 """What the network is trained to do: each objective is a small function that returns a scalar.
 
-Shape suffixes: B cells, D width, Q queries, K bins, C labels, E experts.
+Shape suffixes: B cells, D width, Q queries, K bins, C labels, E experts, G batches.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from cellxpert.config import LabelLoss, TrainingConfig
 
 __all__ = [
     "LabelObjective",
+    "adversary_loss",
     "bins_loss",
     "class_margins",
     "class_weights",
@@ -135,6 +136,13 @@ def contrast_loss(a_BD: Tensor, b_BD: Tensor) -> Tensor:
     return (F.cross_entropy(cosine_BB / TEMPERATURE, own_B) + F.cross_entropy(cosine_BB.T / TEMPERATURE, own_B)) / 2
 
 
+def adversary_loss(logits_BG: Tensor, batch_B: Tensor) -> Tensor:
+    """Mean cross-entropy of an adversary, in nats; cells whose batch is not told (``IGNORE``) do not count."""
+    if not bool((batch_B != IGNORE).any()):
+        return logits_BG.sum() * 0.0
+    return F.cross_entropy(logits_BG.float(), batch_B, ignore_index=IGNORE)
+
+
 def router_losses(routers: Sequence[RouterStats]) -> dict[str, Tensor]:
     """Squared coefficients of variation of importance and load (Shazeer et al. 2017) and the z-loss, means over layers."""
 
@@ -161,6 +169,8 @@ def total_loss(
         terms["label"] = label_loss(output.label_BC, batch.label_B, labels or LabelObjective())
     if output.alone is not None:
         terms["contrast"] = contrast_loss(*output.alone)
+    if output.batch_BG is not None and batch.batch_B is not None:
+        terms["adversary"] = adversary_loss(output.batch_BG, batch.batch_B)
     if output.routers:
         terms |= router_losses(output.routers)
     loss = torch.stack([getattr(config, f"{name}_weight") * term for name, term in terms.items()]).sum()

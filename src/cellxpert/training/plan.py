@@ -16,6 +16,7 @@ from torch import Tensor
 from cellxpert.batch import IGNORE, Batch, Output
 from cellxpert.config import TrainingConfig
 from cellxpert.errors import TrainingDivergedError
+from cellxpert.nn.heads import BatchAdversary
 from cellxpert.nn.network import Network
 from cellxpert.training.objectives import LabelObjective, total_loss
 from cellxpert.training.optimizers import build_optimizer
@@ -52,6 +53,11 @@ class TrainingPlan(pl.LightningModule):
         for name in ("weight_C", "margin_C", "allowed_CC"):  # buffers move with the network
             self.register_buffer(name, getattr(labels, name), persistent=False)
         self.n_steps, self.seed = n_steps, seed
+        self.adversary = None
+        if config.adversary_weight > 0 and network.batches is not None:
+            generator = torch.Generator().manual_seed(seed)
+            n_batches = network.batches.tilt.num_embeddings
+            self.adversary = BatchAdversary(network.config.width, n_batches, generator=generator)
 
     @property
     def labels(self) -> LabelObjective:
@@ -78,7 +84,7 @@ class TrainingPlan(pl.LightningModule):
         return loss
 
     def _output(self, batch: Batch, *, seed: int) -> Output:
-        """What the network says of a batch, and of its cells by single modalities where that is an objective."""
+        """What the network says of a batch, and of its cells by single modalities and of their batches where that is an objective."""
         output = self.network(batch)
         if self.config.contrast_weight > 0:
             modality_W, generator = self.network.embedding.feature_modality, torch.Generator().manual_seed(seed)
@@ -86,6 +92,8 @@ class TrainingPlan(pl.LightningModule):
             if pair is not None:
                 one_BD, other_BD = (self.network.encode(view).cell_BD for view in pair)
                 output = replace(output, alone=(one_BD, other_BD))
+        if self.adversary is not None and self.training:  # what it says is no measure of the network
+            output = replace(output, batch_BG=self.adversary(output.cell_BD))
         return output
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -105,5 +113,5 @@ class TrainingPlan(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW and its schedule, by step."""
-        optimizer, scheduler = build_optimizer(self.network, self.config, n_steps=self.n_steps)
+        optimizer, scheduler = build_optimizer(self, self.config, n_steps=self.n_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
