@@ -20,6 +20,7 @@ from cellxpert.adapters import Adapter, read_adapter, require_name, write_adapte
 from cellxpert.config import ModelConfig
 from cellxpert.data.calibration import Calibration, Tissues
 from cellxpert.data.cell_types import Components
+from cellxpert.data.integration import Integration
 from cellxpert.data.perturbations import Perturbations
 from cellxpert.data.record import Setup
 from cellxpert.data.vocabulary import Vocabulary
@@ -32,6 +33,7 @@ from cellxpert.errors import (
 )
 from cellxpert.files import (
     CALIBRATION,
+    INTEGRATION,
     check_file,
     check_format,
     folder_of,
@@ -58,8 +60,9 @@ __all__ = [
     "weights_hash",
 ]
 
-FORMAT_VERSION = 2
-"""Version of the folder's layout; readers refuse newer ones. Since 2 there may be a calibration, which readers of 1 would miss."""
+FORMAT_VERSION = 3
+"""Version of the folder's layout; readers refuse newer ones. Since 2 there may be a calibration, which readers of 1 would miss, since 3
+an integration."""
 _CONFIG, _VOCABULARY, _WEIGHTS = "config.json", "vocabulary.json", "weights.safetensors"
 _ADAPTERS = "adapters"
 
@@ -82,6 +85,8 @@ class TrainedState:
     """Tissues that it tells apart."""
     batches: tuple[str, ...] = ()
     """Batches that its decoder can be told of."""
+    integration: Integration | None = None
+    """Where integrated cells stand; None: saved by a version that did not know."""
 
 
 def _tensors(network: Network) -> dict[str, torch.Tensor]:
@@ -137,6 +142,9 @@ def save_state(
         if state.calibration is not None:
             write_arrays(staging / CALIBRATION, state.calibration.to_arrays())
             files.append(CALIBRATION)
+        if state.integration is not None:
+            write_arrays(staging / INTEGRATION, state.integration.to_arrays())
+            files.append(INTEGRATION)
         config = {
             "format_version": FORMAT_VERSION,
             "model": "CellxPert",
@@ -149,6 +157,7 @@ def save_state(
             "calibration": None if state.calibration is None else state.calibration.to_dict(),
             "tissues": None if state.tissues is None else asdict(state.tissues),
             "batches": list(state.batches),
+            "integration": None if state.integration is None else state.integration.to_dict(),
             "vocabulary_hash": state.vocabulary.hash(),
             "weights_hash": weights_hash(state.network),
             "history": history_values(state.history),
@@ -229,6 +238,9 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         calibration = None
         if (measured := config.get("calibration")) is not None:
             calibration = Calibration.of(measured, read_arrays(folder / CALIBRATION))
+        integration = None
+        if (placed := config.get("integration")) is not None:
+            integration = Integration.of(placed, read_arrays(folder / INTEGRATION))
         tissues = None
         if (told := config.get("tissues")) is not None:
             tissues = Tissues(names=label_names(told["names"]), temperature=float(told["temperature"]))
@@ -273,6 +285,7 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         calibration=calibration,
         tissues=tissues,
         batches=batches,
+        integration=integration,
     )
 
 
@@ -282,7 +295,7 @@ def components_of(state: TrainedState) -> Components | None:
 
 
 def _check_files(folder: Path, sha256: object) -> None:
-    if not (isinstance(sha256, dict) and sha256.keys() <= {_VOCABULARY, _WEIGHTS, CALIBRATION}):
+    if not (isinstance(sha256, dict) and sha256.keys() <= {_VOCABULARY, _WEIGHTS, CALIBRATION, INTEGRATION}):
         found = f"sha256 of {sorted(sha256)[:5]}" if isinstance(sha256, dict) else f"sha256 is {sha256!r:.50}"
         raise CheckpointError(str(folder / _CONFIG), found=found, fix="copy config.json again")
     for name, expected in sha256.items():

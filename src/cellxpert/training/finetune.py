@@ -19,6 +19,7 @@ from cellxpert.config import AdapterConfig, ModelConfig
 from cellxpert.data.calibration import Tissues
 from cellxpert.data.cell_types import Components
 from cellxpert.data.cells import Cells
+from cellxpert.data.integration import Integration
 from cellxpert.data.perturbations import Perturbations
 from cellxpert.data.vocabulary import Vocabulary
 from cellxpert.errors import AdapterError, CellxPertWarning
@@ -48,6 +49,7 @@ def finetune_network(
     components: Components | None = None,
     tissues: Tissues | None = None,
     batches: tuple[str, ...] = (),
+    integration: Integration | None = None,
 ) -> Learned:
     """Train on an object with the features, bins and weights of a trained network.
 
@@ -74,6 +76,8 @@ def finetune_network(
         Tissues that the network tells apart.
     batches
         Batches that its decoder can be told of; an adapter adds none.
+    integration
+        Where cells were integrated before.
 
     Returns
     -------
@@ -141,6 +145,7 @@ def finetune_network(
         components=components,
         tissues=tissues,
         batches=batches,
+        integration=integration,
     )
     if adapter is None:
         return learned

@@ -21,6 +21,7 @@ from cellxpert.data.calibration import Calibration, Tissues
 from cellxpert.data.cell_types import Components
 from cellxpert.data.cells import Cells
 from cellxpert.data.collate import Collator
+from cellxpert.data.integration import Integration
 from cellxpert.data.loaders import CellDataModule
 from cellxpert.data.perturbations import Assigned, Perturbations, without_targets
 from cellxpert.data.splits import PARTS
@@ -29,6 +30,7 @@ from cellxpert.data.vocabulary import Vocabulary
 from cellxpert.errors import CellxPertWarning, ConfigError, ControlError
 from cellxpert.nn.network import Network
 from cellxpert.training.fit import RunConfig, fit
+from cellxpert.training.integration import integrate_cells
 from cellxpert.training.label_task import LabelTask
 from cellxpert.training.objectives import LabelObjective
 from cellxpert.training.refit import refit_responses
@@ -89,6 +91,7 @@ class Learned:
     calibration: Calibration | None = None
     tissues: Tissues | None = None
     batches: tuple[str, ...] = ()
+    integration: Integration | None = None
 
 
 def train_network(
@@ -132,6 +135,7 @@ def train_network(
             components=None if previous.calibration is None else previous.calibration.types.components,
             tissues=previous.tissues,
             batches=previous.batches,
+            integration=previous.integration,
         )
     split = split_cells(cells, labels, train_size=arguments.train_size, split_key=arguments.split_key, seed=seed)
     train_rows = np.flatnonzero(split.to_numpy() == "train")
@@ -188,6 +192,7 @@ def learn(
     components: Components | None = None,
     tissues: Tissues | None = None,
     batches: tuple[str, ...] = (),
+    integration: Integration | None = None,
 ) -> Learned:
     """Train a network on the training cells of a split.
 
@@ -219,6 +224,8 @@ def learn(
         Tissues that the network tells apart.
     batches
         Batches that its decoder can be told of.
+    integration
+        Where cells were integrated before.
     """
     if network.labels is not None:
         network.labels.gradient = config.network.label_gradient
@@ -257,6 +264,8 @@ def learn(
         fit_labels=fit_labels,
         fit_responses=adapter is None,
     )
+    if adapter is None:
+        integration = integrate_cells(cells, vocabulary, tokens, rows=rows["train"], seed=seed, before=integration)
     if history is not None:
         told.index = told.index + len(history)
         told = pd.concat([history, told])
@@ -272,6 +281,7 @@ def learn(
         if tissues is None or tissue_calibration is None
         else replace(tissues, temperature=tissue_calibration.temperature),
         batches=batches,
+        integration=integration,
     )
 
 
