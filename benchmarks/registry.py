@@ -19,6 +19,7 @@ TASKS: Mapping[str, str] = {
     "adapters": "benchmarks.tasks.adapters",
     "annotation": "benchmarks.tasks.annotation",
     "integration": "benchmarks.tasks.integration",
+    "objectives": "benchmarks.tasks.objectives",
     "perturbation": "benchmarks.tasks.perturbation",
     "spatial": "benchmarks.tasks.spatial",
     "speed": "benchmarks.tasks.speed",
