@@ -45,6 +45,8 @@ N_ITERATIONS = 30
 LEAST_UNIQUE = 0.1
 """Least share of a feature's variance that is its own."""
 LEAST_VARIANCE = 1e-4
+PRIOR_CELLS = 20
+"""Cells in which nothing follows the factors that every feature is taken to have: few cells with two modalities tell little of either."""
 MIN_SEEN = 10
 """Fewest cells that show a feature for factors to be told by it: a few cells with rare features in common would get a factor of their own."""
 CELLS_PER_CLUSTER, MAX_CLUSTERS = 30, 100
@@ -248,7 +250,7 @@ def _improved(
     for x, has_G in enumerate(sets_XG):
         mine_V = set_V == x
         if has_G.any():
-            moment_RR = second_GRR[has_G].sum(axis=0) + 1e-6 * np.eye(n_factors)
+            moment_RR = second_GRR[has_G].sum(axis=0) + PRIOR_CELLS * np.eye(n_factors)
             loading_VR[mine_V] = np.linalg.solve(moment_RR, product_VR[mine_V].T).T
             told_V[mine_V] = loading_VR[mine_V] @ mean_GR[has_G].sum(axis=0)
     n_V = np.maximum(n_V, 1.0)
