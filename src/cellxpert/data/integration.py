@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from cellxpert.data.roles import MODALITIES
+from cellxpert.data.roles import MEASURED, MODALITIES
 from cellxpert.data.tokens import Tokens
 
 __all__ = ["LEVELS", "NO_BATCH", "BatchShifts", "FactorReading", "Integration", "read_magnitudes", "unit_rows"]
@@ -81,7 +81,7 @@ class FactorReading:
         return read_magnitudes(tokens, rows, level_MK=self.level_MK, share_M=self.share_M, modality_V=modality_V)
 
     def factors(self, tokens: Tokens, *, modality_V: Ints, roles: Collection[str] | None = None) -> Floats:
-        """Return E[z | measured features] of all cells (N, R), NaN for a cell without any.
+        """Return E[z | measured features] of all cells (N, R), NaN for a cell without any; niches are not read.
 
         Parameters
         ----------
@@ -90,11 +90,9 @@ class FactorReading:
         modality_V
             Modality of each feature.
         roles
-            Modalities to read; all if None.
+            Modalities to read; all that are measured in the cell itself if None.
         """
-        read_V = np.ones(len(modality_V), bool)
-        if roles is not None:
-            read_V = np.isin(modality_V, [MODALITIES.index(role) for role in roles])
+        read_V = np.isin(modality_V, [MODALITIES.index(role) for role in (MEASURED if roles is None else roles)])
         z_NR = np.full((tokens.n_cells, self.loading_VR.shape[1]), np.nan)
         for group, measured_V in enumerate(tokens.measured_features & read_V):
             rows = np.flatnonzero(tokens.pattern == group)
