@@ -359,6 +359,18 @@ def test_batches_without_their_shifts_are_refused() -> None:
         Integration.of(space.to_dict(), {name: x for name, x in arrays.items() if name != "centre_CR"})
 
 
+@pytest.mark.parametrize("name", ["usual_V", "unique_V", "stretch_RR", "error_QV"])
+def test_arrays_that_do_not_fit_are_refused(name: str) -> None:
+    space = _space()
+    arrays = space.to_arrays()
+    with pytest.raises(ValueError, match=f"shapes of .*{name}.* do not fit 14 features and 3 factors"):
+        Integration.of(
+            space.to_dict(), arrays | {name: arrays[name][:, :-1] if arrays[name].ndim > 1 else arrays[name][1:]}
+        )
+    with pytest.raises(KeyError, match=name):
+        Integration.of(space.to_dict(), {key: x for key, x in arrays.items() if key != name})
+
+
 def test_errors_are_interpolated_between_levels() -> None:
     space = _space()
     assert space.error_QV is not None

@@ -133,7 +133,7 @@ def test_places_are_coordinates_without_what_batches_add() -> None:
     point = space.coordinates(_tokens(), modality_V=MODALITY)
     assert found.dtype == np.float32
     assert new == ()
-    assert np.array_equal(found, space.shifts.correct(point, np.arange(N_CELLS) % 2 == 0).astype(np.float32))
+    assert np.array_equal(found, space.shifts.correct(point, 1 - np.arange(N_CELLS) % 2).astype(np.float32))
     (raw,), _ = _integrate(None)
     assert np.array_equal(raw, point.astype(np.float32))
     (alone,), _ = _integrate(batch, space=dataclasses.replace(space, shifts=None))

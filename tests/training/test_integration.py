@@ -127,7 +127,7 @@ def three(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many factors as there are, iterations until nothing moves, and noise of any size."""
     monkeypatch.setattr(integration, "LEAST_UNIQUE", 0.0)
     monkeypatch.setattr(integration, "N_FACTORS", N_TRUE)
-    monkeypatch.setattr(integration, "N_ITERATIONS", 400)
+    monkeypatch.setattr(integration, "N_ITERATIONS", 300)
 
 
 # --- factors ---

@@ -192,8 +192,13 @@ class Integration:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], arrays: Mapping[str, npt.ArrayLike]) -> Integration:
-        """Rebuild from :meth:`to_dict` and :meth:`to_arrays`."""
+        """Rebuild from :meth:`to_dict` and :meth:`to_arrays`; ``KeyError`` or ``ValueError`` if one is missing or does not fit."""
         arrays = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
+        n_features, n = arrays["loading_VR"].shape
+        shapes = {"usual_V": (n_features,), "unique_V": (n_features,), "stretch_RR": (n, n)}
+        shapes |= {_ERRORS: (len(LEVELS), n_features)} if settings["told"] else {}
+        if wrong := [name for name, shape in shapes.items() if arrays[name].shape != shape]:
+            raise ValueError(f"shapes of {wrong} do not fit {n_features} features and {n} factors")
         names, shifts = tuple(str(name) for name in settings["batches"]), None
         if names:
             shifts = BatchShifts(names=names, **{name: arrays[name] for name in _SHIFTS})
