@@ -6,13 +6,18 @@ import dataclasses
 
 import numpy as np
 import pytest
+from mudata import MuData
 from sklearn.decomposition import FactorAnalysis
 
+import cellxpert as cx
+from cellxpert.data.cells import Cells
 from cellxpert.data.integration import NO_BATCH, FactorReading, Integration
-from cellxpert.data.tokens import Tokens
+from cellxpert.data.setup import read_setup
+from cellxpert.data.tokens import Tokens, tokenize
+from cellxpert.data.vocabulary import Vocabulary
 from cellxpert.tasks.integrate import impute
 from cellxpert.training import integration
-from cellxpert.training.integration import fit_factors, fit_integration, fit_shifts
+from cellxpert.training.integration import fit_factors, fit_integration, fit_shifts, integrate_cells
 
 GRID = np.linspace(0, 8, 250)
 LEVEL = np.array([GRID] * 4)
@@ -457,3 +462,51 @@ def test_what_was_fitted_before_stays_where_features_are_lacking() -> None:
     assert _space(lacking, None, before=before).shifts is None
     anew, fresh = _space(value, names, before=before), _space(value, names)
     assert all(np.array_equal(x, fresh.to_arrays()[name]) for name, x in anew.to_arrays().items())
+
+
+# --- cells of an object ---
+
+
+def _of_object(mdata: MuData, **config: object) -> tuple[Integration, Tokens, Vocabulary]:
+    cells, tokens_of = Cells.open(mdata, read_setup(mdata)), cx.config.preset("nano").replace(**config).tokens
+    rows = np.arange(0, mdata.n_obs, 2)
+    vocabulary = Vocabulary.fit(cells, tokens_of, train_rows=rows)
+    tokens = tokenize(cells, vocabulary, tokens_of)
+    return integrate_cells(cells, vocabulary, tokens, rows=rows, seed=0, before=None), tokens, vocabulary
+
+
+@pytest.fixture(scope="module")
+def mdata() -> MuData:
+    """Two batches in space, some without peaks."""
+    mdata = cx.datasets.synthetic(n_cells=160, n_genes=30, n_peaks=30, n_proteins=0, missing={"atac": 0.2}, seed=0)
+    cx.CellxPert.setup_mudata(mdata, rna="rna", atac="atac", batch_key="batch", spatial_key="spatial")
+    return mdata
+
+
+def test_zeros_that_are_tokens_change_no_place(mdata: MuData) -> None:
+    found = []
+    for zeros in ("drop", "keep"):
+        space, tokens, vocabulary = _of_object(mdata, zeros=zeros)
+        found.append(space.coordinates(tokens, modality_V=vocabulary.role_of_feature.astype(np.int64)))
+    assert np.isfinite(found[0]).all()
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+
+
+def test_only_peaks_are_shares_and_niches_are_not_read(mdata: MuData) -> None:
+    space, tokens, vocabulary = _of_object(mdata)
+    assert vocabulary.roles == ("rna", "atac", "niche")
+    assert space.reading.share_M.tolist() == [0, 1, 0, 0]
+    assert space.told == ("rna", "atac")
+    modality = vocabulary.role_of_feature
+    assert not space.reading.loading_VR[modality == 3].any()
+    assert not space.error_QV[:, modality == 3].any()
+    assert space.error_QV[:, modality < 3].any(axis=0).all()
+    assert space.shifts.names == ("batch_0", "batch_1")
+
+
+def test_bins_within_cells_stand_for_their_mean_magnitudes(mdata: MuData) -> None:
+    space, tokens, vocabulary = _of_object(mdata, binning="per_cell")
+    point = space.coordinates(tokens, modality_V=vocabulary.role_of_feature.astype(np.int64))
+    assert np.isfinite(point).all()
+    level = space.reading.level_MK[:2]
+    np.testing.assert_allclose(level, [vocabulary.block(role).bin_means for role in ("rna", "atac")], rtol=1e-6)
