@@ -159,7 +159,9 @@ def _with_errors(found: Integration, tokens: Tokens, rows: Ints, *, modality_V: 
         if beside_M[m] >= MIN_TOLD:
             mine_V = modality_V == m
             error_NF = error_NV[:, mine_V]
-            error_QV[:, mine_V] = np.quantile(error_NF[np.isfinite(error_NF).all(axis=1)], LEVELS, axis=0)
+            kept_NF = error_NF[np.isfinite(error_NF).all(axis=1)]
+            # the i-th of n errors is at level i / (n + 1): a new cell's error is as likely to be in any of the gaps between them
+            error_QV[:, mine_V] = np.quantile(kept_NF, LEVELS, axis=0, method="weibull")
             told.append(role)
     return replace(found, told=tuple(told), error_QV=error_QV)
 
