@@ -282,7 +282,7 @@ def test_limits_of_few_cells_are_not_too_narrow() -> None:
         value[np.ix_(np.arange(200) >= 40, MODALITY == 2)] = np.nan
         space, held_out = _space(value), truth.cells(300, seed=200 + seed)
         limits = impute(space, _tokens(held_out), role="protein", modality_V=MODALITY, coverage=0.9)[1:]
-        x = _binned(held_out)[:, MODALITY == 2]  # noqa: SIM300
+        x = _binned(held_out)[:, MODALITY == 2]
         inside.append(((limits[0] <= x) & (x <= limits[1])).mean())
     assert 0.9 < np.mean(inside) < 0.96
 
