@@ -17,6 +17,8 @@ TESTS = ROOT / "tests"
 
 MAX_FILE_LINES = 350
 MAX_FUNCTION_LINES = 80
+CATALOGUES = {"errors.py"}
+"""Files that may be long: lists of small classes of one form, which would be harder to find in several places."""
 MAX_POSITIONAL = 3
 
 ANYWHERE = {"errors"}
@@ -32,7 +34,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ontology": set(),
     "pl": {"keys", "metrics"},
     "datasets": {"keys"},
-    "data": {"keys", "config", "batch"},
+    "genome": set(),
+    "data": {"genome", "keys", "config", "batch"},
     "training": {"nn", "data", "ontology", "config", "batch"},
     "tasks": {"nn", "data", "steering", "metrics", "ontology", "config", "batch"},
     "files": set(),
@@ -43,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "terms": {"data", "ontology", "keys"},
     "state": {"adapters", "checkpoint", "config", "data", "training"},
     "adapting": {"adapters", "checkpoint", "config", "files", "nn", "state", "training"},
+    "integrating": {"adapting", "checkpoint", "data", "exchange", "keys", "tasks"},
     "model": {
         "adapting",
         "base",
@@ -51,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "config",
         "data",
         "exchange",
+        "integrating",
         "keys",
         "metrics",
         "nn",
@@ -62,14 +67,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "demo": {"model", "datasets", "metrics", "config", "keys", "pl"},
     "cli": {"demo", "model", "datasets", "metrics", "config", "__version__"},
-    "__init__": {"config", "datasets", "errors", "metrics", "model", "ontology", "pl", "steering", "tasks"},
+    "__init__": {"config", "datasets", "errors", "genome", "metrics", "model", "ontology", "pl", "steering", "tasks"},
 }
 """Unit (file or folder of the package) -> units it may import besides its own modules."""
 
 FORBIDDEN_IN = {
     "anndata": {"nn", "steering", "metrics", "ontology", "batch", "config"},
     "mudata": {"nn", "steering", "metrics", "ontology", "batch", "config"},
-    "torch": {"pl", "metrics", "ontology", "keys", "config", "errors", "__init__"},
+    "torch": {"genome", "pl", "metrics", "ontology", "keys", "config", "errors", "__init__"},
 }
 """Library -> units that may not import it, not even inside a function."""
 ONLY_IN = {
@@ -79,6 +84,7 @@ ONLY_IN = {
     "pytorch_lightning": set(),
     "scvi": set(),
     "peft": {"training/adapters.py"},
+    "pyfaidx": {"genome/kmers.py"},
 }
 """Library -> the only units, or files, that may import it."""
 NEVER_AT_MODULE_LEVEL = {
@@ -91,6 +97,7 @@ NEVER_AT_MODULE_LEVEL = {
     "transformers",
     "peft",
     "cellxgene_ontology_guide",
+    "pyfaidx",
     "IPython",
 }
 NEVER = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve"}
@@ -273,7 +280,8 @@ def test_files_and_functions_are_short(source):
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     docstrings = sum(docstring_lines(n) for n in ast.walk(source.tree) if isinstance(n, documented))
     lines = len(source.text.splitlines()) - docstrings
-    assert lines <= MAX_FILE_LINES, f"{source.name} has {lines} lines: split it by the reader's question"
+    short = lines <= MAX_FILE_LINES or source.name in CATALOGUES
+    assert short, f"{source.name} has {lines} lines: split it by the reader's question"
     for node in ast.walk(source.tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert code_lines(node) <= MAX_FUNCTION_LINES, f"{source.name}:{node.lineno} {node.name}: split it"

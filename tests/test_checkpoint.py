@@ -64,7 +64,13 @@ def test_save_then_load_is_bit_equal(trained: cx.CellxPert, saved: Path) -> None
 
 
 def test_folder_holds_no_pickle(saved: Path) -> None:
-    names = ["calibration.safetensors", "config.json", "vocabulary.json", "weights.safetensors"]
+    names = [
+        "calibration.safetensors",
+        "config.json",
+        "integration.safetensors",
+        "vocabulary.json",
+        "weights.safetensors",
+    ]
     assert sorted(f.name for f in saved.iterdir()) == names
 
 

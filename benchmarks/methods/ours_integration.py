@@ -19,6 +19,8 @@ __all__ = ["ROLES", "Budgeted", "Latent", "Ours", "nano", "nano_latent"]
 ROLES = {"rna": "rna", "prot": "protein", "atac": "atac"}
 """Modality of the data sets -> role of the setup."""
 LABEL = "label"
+FEW_EPOCHS = 3
+"""Epochs before ``integrate``, which reads nothing of the network: longer training changes no figure of it."""
 
 
 def _set_up(mdata: mudata.MuData, *, labels_key: str | None = None) -> None:
@@ -33,12 +35,12 @@ class Latent:
     def __init__(self, preset: str, *, seed: int, quick: bool) -> None:
         self.config, self.seed, self.quick = cx.config.preset(preset), seed, quick
 
-    def _fit(self, mdata: mudata.MuData) -> None:
+    def _fit(self, mdata: mudata.MuData, *, max_epochs: int | None = None) -> None:
         with mudata.set_options(pull_on_update=False):
             self.mdata = mdata.copy()
         _set_up(self.mdata)
         self.model = cx.CellxPert(self.mdata, config=self.config, seed=self.seed)
-        self.model.train(max_epochs=1 if self.quick else None, progress_bar=False)
+        self.model.train(max_epochs=1 if self.quick else max_epochs, progress_bar=False)
 
     def integrate(self, mdata: mudata.MuData) -> np.ndarray:
         """See :class:`benchmarks.methods.Integrator`."""
@@ -55,7 +57,7 @@ class Ours(Latent):
 
     def integrate(self, mdata: mudata.MuData) -> np.ndarray:
         """See :class:`benchmarks.methods.Integrator`."""
-        self._fit(mdata)
+        self._fit(mdata, max_epochs=FEW_EPOCHS)
         return self.model.integrate(inplace=False)
 
     def embed_modality(self, mdata: mudata.MuData, modality: str) -> np.ndarray:

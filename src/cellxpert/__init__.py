@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cellxpert import config, datasets, errors, metrics, ontology, pl, steering
+    from cellxpert.genome.kmers import peaks_to_kmers
     from cellxpert.model import CellxPert
+    from cellxpert.tasks.integrate import ImputeResult
     from cellxpert.tasks.response import PerturbResult
 
     __version__: str
 
 __all__ = [
     "CellxPert",
+    "ImputeResult",
     "PerturbResult",
     "__version__",
     "config",
@@ -25,10 +28,16 @@ __all__ = [
     "errors",
     "metrics",
     "ontology",
+    "peaks_to_kmers",
     "pl",
     "steering",
 ]
-_CLASSES = {"CellxPert": "cellxpert.model", "PerturbResult": "cellxpert.tasks.response"}
+_PLACES = {
+    "CellxPert": "cellxpert.model",
+    "ImputeResult": "cellxpert.tasks.integrate",
+    "PerturbResult": "cellxpert.tasks.response",
+    "peaks_to_kmers": "cellxpert.genome.kmers",
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -42,8 +51,8 @@ def __getattr__(name: str) -> Any:
         return version("cellxpert")
     from importlib import import_module
 
-    if name in _CLASSES:
-        return getattr(import_module(_CLASSES[name]), name)
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name]), name)
     return import_module(f"cellxpert.{name}")
 
 

@@ -20,6 +20,7 @@ from cellxpert.adapters import Adapter, read_adapter, require_name, write_adapte
 from cellxpert.config import ModelConfig
 from cellxpert.data.calibration import Calibration, Tissues
 from cellxpert.data.cell_types import Components
+from cellxpert.data.integration import Integration
 from cellxpert.data.perturbations import Perturbations
 from cellxpert.data.record import Setup
 from cellxpert.data.vocabulary import Vocabulary
@@ -32,6 +33,7 @@ from cellxpert.errors import (
 )
 from cellxpert.files import (
     CALIBRATION,
+    INTEGRATION,
     check_file,
     check_format,
     folder_of,
@@ -58,8 +60,9 @@ __all__ = [
     "weights_hash",
 ]
 
-FORMAT_VERSION = 2
-"""Version of the folder's layout; readers refuse newer ones. Since 2 there may be a calibration, which readers of 1 would miss."""
+FORMAT_VERSION = 3
+"""Version of the folder's layout; readers refuse newer ones. Since 2 there may be a calibration, which readers of 1 would miss, since 3
+an integration."""
 _CONFIG, _VOCABULARY, _WEIGHTS = "config.json", "vocabulary.json", "weights.safetensors"
 _ADAPTERS = "adapters"
 
@@ -80,6 +83,8 @@ class TrainedState:
     """What labels can be trusted with; None: not measured."""
     tissues: Tissues | None = None
     """Tissues that it tells apart."""
+    integration: Integration | None = None
+    """Where integrated cells stand; None: saved by a version that did not know."""
 
 
 def _tensors(network: Network) -> dict[str, torch.Tensor]:
@@ -135,6 +140,9 @@ def save_state(
         if state.calibration is not None:
             write_arrays(staging / CALIBRATION, state.calibration.to_arrays())
             files.append(CALIBRATION)
+        if state.integration is not None:
+            write_arrays(staging / INTEGRATION, state.integration.to_arrays())
+            files.append(INTEGRATION)
         config = {
             "format_version": FORMAT_VERSION,
             "model": "CellxPert",
@@ -146,6 +154,7 @@ def save_state(
             "perturbations": None if state.perturbations is None else state.perturbations.to_dict(),
             "calibration": None if state.calibration is None else state.calibration.to_dict(),
             "tissues": None if state.tissues is None else asdict(state.tissues),
+            "integration": None if state.integration is None else state.integration.to_dict(),
             "vocabulary_hash": state.vocabulary.hash(),
             "weights_hash": weights_hash(state.network),
             "history": history_values(state.history),
@@ -226,6 +235,9 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         calibration = None
         if (measured := config.get("calibration")) is not None:
             calibration = Calibration.of(measured, read_arrays(folder / CALIBRATION))
+        integration = None
+        if (placed := config.get("integration")) is not None:
+            integration = Integration.of(placed, read_arrays(folder / INTEGRATION))
         tissues = None
         if (told := config.get("tissues")) is not None:
             tissues = Tissues(names=label_names(told["names"]), temperature=float(told["temperature"]))
@@ -267,6 +279,7 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         perturbations=perturbations,
         calibration=calibration,
         tissues=tissues,
+        integration=integration,
     )
 
 
@@ -276,7 +289,7 @@ def components_of(state: TrainedState) -> Components | None:
 
 
 def _check_files(folder: Path, sha256: object) -> None:
-    if not (isinstance(sha256, dict) and sha256.keys() <= {_VOCABULARY, _WEIGHTS, CALIBRATION}):
+    if not (isinstance(sha256, dict) and sha256.keys() <= {_VOCABULARY, _WEIGHTS, CALIBRATION, INTEGRATION}):
         found = f"sha256 of {sorted(sha256)[:5]}" if isinstance(sha256, dict) else f"sha256 is {sha256!r:.50}"
         raise CheckpointError(str(folder / _CONFIG), found=found, fix="copy config.json again")
     for name, expected in sha256.items():

@@ -10,10 +10,12 @@ from typing import ClassVar
 
 # fmt: off
 __all__ = [
-    "AdapterError", "BackedFileError", "CategoryError", "CellxPertError", "CellxPertWarning", "CheckpointError", "CheckpointNotFoundError", "CheckpointVersionError",
-    "ConfigError", "ControlError", "DatasetError", "DeviceError", "DuplicateNamesError", "EmptyDataError", "FeatureNameError", "FeatureOverlapError",
-    "FewCellsError", "GeneError", "InterventionError", "LayerError", "MatrixTypeError", "MetricError", "MetricMissingError", "MissingValuesError", "ModalityError",
-    "MuDataError", "NegativeValueError", "NoLabelsError", "NonFiniteError", "NotCountsError", "NotSetUpError", "NotTrainedError", "ObjectTypeError",
+    "AdapterError", "BackedFileError", "CategoryError", "CellxPertError", "CellxPertWarning", "CheckpointError",
+    "CheckpointNotFoundError", "CheckpointVersionError", "ConfigError", "ControlError", "DatasetError", "DeviceError",
+    "DuplicateNamesError", "EmptyDataError", "FeatureNameError", "FeatureOverlapError", "FewCellsError", "GeneError",
+    "GenomeError", "InterventionError", "LayerError", "MatrixTypeError", "MetricError", "MetricMissingError",
+    "MissingValuesError", "ModalityError", "MuDataError", "NegativeValueError",
+    "NoLabelsError", "NonFiniteError", "NotCountsError", "NotSetUpError", "NotTrainedError", "ObjectTypeError",
     "ObsConflictError", "ObsKeyError", "OntologyError", "OntologyMissingError", "OutputExistsError", "PlotError", "QueryError", "ResumeError",
     "SparseStructureError", "SpatialError", "SplitError", "TrainingDivergedError", "TransposedError", "ViewError", "VocabularyError",
 ]
@@ -39,10 +41,8 @@ class CellxPertError(Exception):
     def __init__(self, where: str, *, found: str = "", fix: str = "") -> None:
         self.where, self.found, self.fix = where, found, fix
         lines = [f"[{self.code}] {where}" + (f": {found}" if found else "")]
-        if self.why:
-            lines.append(f"Why it matters: {self.why}")
-        if fix:
-            lines.append(f"Fix: {fix}")
+        lines += [f"Why it matters: {self.why}"] if self.why else []
+        lines += [f"Fix: {fix}"] if fix else []
         super().__init__("\n".join(lines))
 
     def __str__(self) -> str:
@@ -203,6 +203,13 @@ class VocabularyError(CellxPertError, ValueError):
 
     code = "CX304"
     why = "weights belong to features; with another list they would be read for the wrong ones."
+
+
+class GenomeError(CellxPertError, ValueError):
+    """Peaks and a genome do not belong together (another build, places beyond a chromosome's end), or its sequences cannot be read."""
+
+    code = "CX305"
+    why = "the same coordinates are another place in another build."
 
 
 # --- cells and their columns: CX4.. ---

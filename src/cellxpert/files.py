@@ -29,6 +29,7 @@ from cellxpert.errors import (
 __all__ = [
     "CALIBRATION",
     "CONFIG",
+    "INTEGRATION",
     "check_file",
     "check_format",
     "folder_of",
@@ -48,6 +49,8 @@ CONFIG = "config.json"
 """The file that says what a folder is."""
 CALIBRATION = "calibration.safetensors"
 """What labels can be trusted with."""
+INTEGRATION = "integration.safetensors"
+"""Where integrated cells stand."""
 
 
 def folder_of(dir_path: object, call: str) -> Path:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 __all__ = [
     "EXPERTS",
+    "IMPUTED",
     "INFO",
+    "INTEGRATED",
     "LABEL",
     "LATENT",
     "PERTURBED",
@@ -27,6 +29,10 @@ SETUP = "setup"
 """Entry of ``uns[INFO]`` that :meth:`cellxpert.CellxPert.setup_mudata` writes."""
 LATENT = "X_cellxpert"
 """Default ``obsm`` key of the cell vectors, float32 of shape (n_cells, width)."""
+INTEGRATED = "X_cellxpert_integrated"
+"""Default ``obsm`` key of places in the integrated space, float32 of shape (n_cells, n_coordinates)."""
+IMPUTED = "cellxpert_imputed"
+"""Default ``layers`` key of what a modality is expected to be."""
 LABEL = "cellxpert_label"
 """Default ``obs`` key of predicted labels, categorical."""
 EXPERTS = "cellxpert_experts"

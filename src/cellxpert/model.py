@@ -15,18 +15,17 @@ from anndata import AnnData
 from mudata import MuData
 
 from cellxpert import exchange, keys
-from cellxpert.adapting import AdapterMethods
 from cellxpert.base import SetupMethods
 from cellxpert.checkpoint import TrainedState, components_of, load_adapters, load_state, weights_hash
 from cellxpert.config import ModelConfig, SteeringConfig
 from cellxpert.config import preset as named_preset
 from cellxpert.data import setup as setups
 from cellxpert.data.cells import Cells
-from cellxpert.data.record import Setup
 from cellxpert.data.tables import table_of
 from cellxpert.data.tokens import Tokens
 from cellxpert.data.write import record, write_obsm
 from cellxpert.errors import CellxPertWarning, ConfigError
+from cellxpert.integrating import IntegrationMethods
 from cellxpert.ontology import CellOntology
 from cellxpert.tasks.annotate import LabelOptions, annotate
 from cellxpert.tasks.checks import make_screen
@@ -46,7 +45,7 @@ Data = AnnData | MuData
 """What results are written into; a SpatialData stands for its table."""
 
 
-class CellxPert(SetupMethods, AdapterMethods):
+class CellxPert(SetupMethods, IntegrationMethods):
     """One transformer over single-cell multi-omics.
 
     Parameters
@@ -281,6 +280,7 @@ class CellxPert(SetupMethods, AdapterMethods):
             tensors=None if own is None else own.tensors,
             components=components_of(state),
             tissues=state.tissues,
+            integration=state.integration,
         )
         self._data, self._setup = data, setup
         if own is None:
@@ -302,6 +302,7 @@ class CellxPert(SetupMethods, AdapterMethods):
             perturbations=learned.perturbations,
             calibration=learned.calibration,
             tissues=learned.tissues,
+            integration=learned.integration,
         )
         self._state.network.to(self._device)
 
@@ -678,21 +679,6 @@ class CellxPert(SetupMethods, AdapterMethods):
 
     # --- inside ---
 
-    def _read(self, data: Data | None, call: str, *, inplace: bool) -> tuple[Data, Tokens]:
-        """Check an object and turn its cells into tokens."""
-        state = self._trained()
-        data = self._own_data() if data is None else table_of(data)
-        own = data is self._data
-        return data, exchange.read(state, data, setup=self._setup_for(data), call=call, inplace=inplace, own=own)
-
-    def _setup_for(self, data: Data) -> Setup:
-        """How the model's own object is read, or one that it was not made with: that may have what the own one lacks."""
-        return self._setup if data is self._data or self._state is None else self._state.setup
-
     def _embed(self, tokens: Tokens, batch_size: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         state = self._trained()
         return embed(state.network, exchange.collate(state, tokens), batch_size=batch_size, device=self._device)
-
-    def _record(self, tokens: Tokens, started: float) -> dict[str, Any]:
-        entry = exchange.describe(self._trained(), tokens, started=started, device=self._device)
-        return entry if self._active is None else entry | {"adapter": self._active}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 
 from cellxpert.data.matching import match_features, overlap
 from cellxpert.data.vocabulary import FeatureBlock
-from cellxpert.errors import CellxPertWarning, DuplicateNamesError, FeatureOverlapError
+from cellxpert.errors import CellxPertWarning, DuplicateNamesError, FeatureOverlapError, GenomeError
 
 NAMES = tuple(sorted(["CD3E", "CD19", "ACTB", "GATA1", "KLF1", "LYZ", "NKG7", "MS4A1", "CST3", "PPBP"]))
 IDS = tuple(f"ENSG{i:011d}" for i in range(10))
@@ -109,17 +111,63 @@ def test_the_advice_names_no_argument_that_no_method_takes():
         match(["x", "y"])
 
 
-@pytest.mark.parametrize(
-    ("theirs", "hint"),
-    [
-        ("1:{}-{}", "100% would match but for their separators or 'chr' prefix"),
-        ("chr1_{}_{}", "100% would match but for their separators or 'chr' prefix"),
-        ("chr1:5{}-5{}", "peaks are matched by name: another genome build or peak call"),
-    ],
+PLACES = [(i, i + 5) for i in range(10, 20)]
+PEAKS = block(names=sorted(f"chr1:{a}-{b}" for a, b in PLACES), ids=None, role="atac")
+
+
+def peaks(spelling):
+    return [spelling.format(*name.removeprefix("chr1:").split("-")) for name in PEAKS.names]
+
+
+@pytest.mark.parametrize("theirs", ["1:{}-{}", "chr1_{}_{}", "chr1-{}-{}", "1_{}_{}", "Chr1:0{}-{}", "chr1:{}-{}"])
+def test_peaks_are_matched_by_place_however_they_are_spelt(theirs):
+    assert match(peaks(theirs), of=PEAKS, peaks=True) == list(range(10))
+    assert match(["peak1", "chr2:10-15", *peaks(theirs)[::-1], "chr1:10-16"], of=PEAKS, peaks=True) == [
+        -1,
+        -1,
+        *range(10)[::-1],
+        -1,
+    ]
+
+
+@settings(deadline=None)
+@given(
+    spellings=st.lists(st.sampled_from(["1:{}-{}", "chr1_{}_{}", "chr1-{}-{}", "chr1:{}-{}"]), min_size=10, max_size=10)
 )
-def test_peaks_that_do_not_overlap_are_explained(theirs, hint):
-    places = [(i, i + 5) for i in range(10, 20)]
-    peaks = block(names=[f"chr1:{a}-{b}" for a, b in places], ids=None, role="atac")
-    with pytest.raises(FeatureOverlapError, match=hint) as caught:
-        match([theirs.format(a, b) for a, b in places], of=peaks)
+def test_spellings_may_be_mixed(spellings):
+    names = [peaks(spelling)[i] for i, spelling in enumerate(spellings)]
+    assert match(names, of=PEAKS, peaks=True) == list(range(10))
+
+
+def test_a_place_in_two_columns_is_refused_and_a_name_wins():
+    names = peaks("chr1_{}_{}")
+    with pytest.raises(DuplicateNamesError, match="by place.*'chr1_10_15', '1-10-15'"):
+        match([*names, "1-10-15"], of=PEAKS, peaks=True)
+    assert match([*PEAKS.names[:9], "chr1_10_15", names[9]], of=PEAKS, peaks=True) == [*range(9), -1, 9]
+
+
+def test_peaks_that_do_not_overlap_are_explained():
+    with pytest.raises(FeatureOverlapError, match="peaks are matched by place: another peak call") as caught:
+        match(peaks("chr1:5{}-5{}"), of=PEAKS, peaks=True)
     assert "count fragments in the model's peaks" in str(caught.value)
+    assert "cellxpert.peaks_to_kmers" in str(caught.value)
+    with pytest.raises(
+        FeatureOverlapError, match=r"2 of 3 peaks are not named by their place[\s\S]*name them chr:start-end"
+    ):
+        match(["peak1", "peak2", "chr1:1-2"], of=PEAKS, peaks=True)
+
+
+def test_peaks_of_another_build_are_refused_even_where_all_names_match():
+    model = dataclasses.replace(PEAKS, genome="hg38")
+    with pytest.raises(GenomeError, match="peaks of hg19 here, of hg38 in the model"):
+        match(PEAKS.names, of=model, peaks=True, genome="hg19")
+    tiles = [
+        "chr17:83000000-83005000",
+        *PEAKS.names,
+    ]  # chromosome 17 ends before that in all builds but hg38 and those of mice
+    with pytest.raises(GenomeError, match="peaks of hg38 or mm39 or mm10 or mm9 here, of hg19 in the model"):
+        match(tiles, of=dataclasses.replace(PEAKS, genome="hg19"), peaks=True)
+    assert match(PEAKS.names, of=model, peaks=True, genome="hg38") == list(range(10))
+    assert match(PEAKS.names, of=model, peaks=True) == list(range(10))
+    with pytest.warns(CellxPertWarning, match="'GRCz11' here, of 'danRer11' in the model"):
+        match(PEAKS.names, of=dataclasses.replace(PEAKS, genome="danRer11"), peaks=True, genome="GRCz11")

@@ -175,6 +175,8 @@ def test_a_few_names_of_another_kind_are_fine():
         ["chr1:100-200", "GL000194.1:1-50"],
         ["chr1-100-200", "chr1-300-400"],
         ["chr1_KI270706v1_random_100_200", "1_1_2"],
+        ["chrUn_KI270742v1-10-200", "KI270728.1_20_300", "chr1:1-5", "chr1-7-9"],  # spelling does not matter
+        ["AAAA", "AAAC"],  # k-mers
     ],
 )
 def test_peaks_with_places(features):
@@ -191,12 +193,33 @@ def test_peaks_with_places(features):
         ),
         (
             ["chr1:5-5", "chr1:9-7", "chr1:1-5"],
-            "e.g. ['chr1:5-5', 'chr1:9-7']; other objects' peaks are matched by name",
+            "e.g. ['chr1:5-5', 'chr1:9-7']; those of other objects are matched by place",
         ),
         (["chr1:1_5", "chr1:1-5"], "e.g. ['chr1:1_5']"),
-        (["chr1:1-5", "chr1-7-9"], "peaks are named in 2 ways, e.g. ['chr1:1-5', 'chr1-7-9']"),
     ],
 )
 def test_peaks_without_places_are_reported(features, message):
     (note,) = check_names(anndata(2, features), "atac", where="adata")
     assert message in note
+
+
+def test_one_place_in_two_spellings_is_refused():
+    names = ["chr1:10-20", "chr1:30-40", "chr1_10_20", "1-30-40"]
+    with pytest.raises(
+        DuplicateNamesError, match=r"2 places have several peaks, e\.g\. \['chr1:10-20', 'chr1_10_20'\]"
+    ):
+        check_names(anndata(2, names), "atac", where="adata")
+    assert check_names(anndata(2, ["peak", "Peak"]), "atac", where="adata")  # no places: not compared
+
+
+@pytest.mark.parametrize("proteins", [["CD3", "CD45RA", "HLA-DR"], ["Cd11b", "CD16", "IgM", "CD127"]])
+def test_usual_names_of_antibodies_are_no_genes(proteins):
+    (note,) = check_names(anndata(2, ["CD3E", "CD4", "CD8A", "CD19", *proteins]), "rna", where="adata")
+    assert f"{len(proteins)} of {4 + len(proteins)} features of the RNA matrix are no genes, e.g. {proteins}" in note
+
+
+@pytest.mark.parametrize(
+    "genes", [["CD3", "CD16", "CD3E"], ["CD4", "CD19", "CD14", "CD8A", "HLA-DRA", "CD300A", "CD160", "IGHM", "CD3EAP"]]
+)
+def test_genes_named_like_antibodies_are_genes(genes):
+    assert check_names(anndata(2, genes), "rna", where="adata") == []

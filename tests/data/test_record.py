@@ -39,9 +39,10 @@ TERMS = Setup(
 )
 ONE_TERM = Setup(modalities=(ModalitySetup(role="rna"),), label_terms=(LabelTerm(label="a/b", term="CL:0000236"),))
 BARE = Setup(modalities=(ModalitySetup(role="atac"),))
+BUILT = Setup(modalities=(ModalitySetup(role="atac", genome="GRCz11"),))
 
 
-@pytest.mark.parametrize("setup", [FULL, PERTURBED, TERMS, ONE_TERM, BARE])
+@pytest.mark.parametrize("setup", [FULL, PERTURBED, TERMS, ONE_TERM, BARE, BUILT])
 def test_round_trips(setup, tmp_path):
     assert Setup.from_dict(json.loads(json.dumps(setup.to_dict()))) == setup
     adata = ad.AnnData(np.ones((2, 3), dtype="float32"), uns={"info": {"setup": setup.to_dict()}})
@@ -55,7 +56,7 @@ def test_round_trips(setup, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Writing zarr v2:UserWarning")  # anndata's default, soon to change
-@pytest.mark.parametrize("setup", [FULL, PERTURBED, TERMS, ONE_TERM, BARE])
+@pytest.mark.parametrize("setup", [FULL, PERTURBED, TERMS, ONE_TERM, BARE, BUILT])
 def test_round_trips_through_zarr(setup, tmp_path):
     pytest.importorskip("zarr")
     adata = ad.AnnData(np.ones((2, 3), dtype="float32"), uns={"info": {"setup": setup.to_dict()}})

@@ -25,6 +25,7 @@ from cellxpert.errors import (
     ConfigError,
     ControlError,
     DuplicateNamesError,
+    GenomeError,
     LayerError,
     MissingValuesError,
     ModalityError,
@@ -384,6 +385,74 @@ def test_a_model_of_one_matrix_reads_a_mudata():
     setup = setup_anndata(anndata(CELLS, ["A", "B"]))
     mdata = md.MuData({"rna": anndata(CELLS, ["A", "B"])})
     assert query_setup(setup, mdata).modalities == (ModalitySetup(role="rna", name="rna"),)
+
+
+def test_the_build_of_peaks_is_recorded():
+    far = ["chr17:83000000-83000500", "chr22:100-200"]  # hg38 alone has both
+    adata = anndata(CELLS, far)
+    assert setup_anndata(adata, modality="atac").modalities == (ModalitySetup(role="atac", genome="hg38"),)
+    assert read_setup(adata).modality("atac").genome == "hg38"
+    assert "\ngenome of the peaks: hg38\n" in summary(read_setup(adata), adata)
+    said = anndata(CELLS, ["chr1:1-5", "chr1:7-9"])
+    assert setup_anndata(said, modality="atac").modality("atac").genome is None
+    said.var["genome"] = "GRCm38"
+    assert setup_anndata(said, modality="atac").modality("atac").genome == "mm10"
+    adata.uns["genome"] = "hg19"
+    with pytest.raises(GenomeError, match=r"adata\.uns\['genome'\]: 'hg19', but"):
+        setup_anndata(adata, modality="atac")
+    with pytest.raises(GenomeError, match=r"mdata\['peaks'\]\.uns"):
+        setup_mudata(md.MuData({"peaks": adata}), atac="peaks")
+    genes = anndata(CELLS, ["A", "B"])
+    genes.var["genome"] = "GRCh38"
+    assert setup_anndata(genes).modalities == (ModalitySetup(role="rna"),)
+
+
+def test_a_query_has_a_build_of_its_own():
+    model = setup_anndata(anndata(CELLS, ["chr17:83000000-83000500", "chr22:100-200"]), modality="atac")
+    query = anndata(CELLS, ["chr1:1-5"])
+    assert query_setup(model, query).modality("atac").genome is None
+    query.uns["genome"] = "mm9"
+    assert query_setup(model, query).modality("atac").genome == "mm9"
+
+
+def test_names_that_modalities_share():
+    """A gene and a protein of one name are two features; the same values under both are a copy, which is told."""
+    rna, adt = anndata(CELLS, ["CD4", "CD19", "ACTB"], seed=1), anndata(CELLS, ["CD4", "CD19"], seed=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # mudata
+        mdata = md.MuData({"rna": rna, "adt": adt})
+    setup = setup_mudata(mdata, rna="rna", protein="adt")
+    assert setup.notes == ()
+    cells = Cells.open(mdata, setup)
+    assert set(cells.feature_names("rna")) & set(cells.feature_names("protein")) == {"CD4", "CD19"}
+    assert (cells.matrix_rows("rna", np.arange(12)).toarray() == rna.X.toarray()).all()
+    assert (cells.matrix_rows("protein", np.arange(12)).toarray() == adt.X.toarray()).all()
+    rna = rna.copy()
+    rna.X = sparse.csr_matrix(np.column_stack([adt.X.toarray()[:, 0], rna.X.toarray()[:, 1:]]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        mdata = md.MuData({"rna": rna, "adt": adt})
+    with pytest.warns(CellxPertWarning, match=r"hold 1 features with the same names and values, e\.g\. \['CD4'\]"):
+        setup_mudata(mdata, rna="rna", protein="adt")
+
+
+BUILDS = {
+    "snareseq_cortex_10309.h5mu": "mm10",
+    "scicar_a549_2641.h5mu": "hg19",
+    "scicar_kidney_554.h5mu": "mm10",
+    "bmmc_multiome_neurips2021_set1.h5mu": "hg38",
+}
+
+
+@pytest.mark.parametrize("file", sorted(BUILDS))
+def test_builds_of_real_peaks(file):
+    """No object says its own build; where its peaks end does."""
+    folder = os.environ.get("CELLXPERT_DATA")
+    if not folder or not (Path(folder) / file).exists():
+        pytest.skip(f"needs {file} in the folder that CELLXPERT_DATA names")
+    setup = setup_anndata(md.read_h5mu(Path(folder) / file)["atac"], modality="atac")
+    assert setup.modality("atac").genome == BUILDS[file]
+    assert setup.notes == ()
 
 
 FILES = {"pbmc3k.h5ad": {}, "teaseq_pbmc_1262.h5mu": {"rna": "rna", "protein": "prot"}}

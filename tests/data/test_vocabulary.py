@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import json
 
 import anndata as ad
@@ -197,6 +198,7 @@ DAMAGES = {
     "too many edges": lambda d: d["blocks"][0]["edges"].extend([9.0] * 12),
     "edges fall": lambda d: d["blocks"][0]["edges"].reverse(),
     "transform": lambda d: d["blocks"][0].update(transform="sqrt"),
+    "genome": lambda d: d["blocks"][0].update(genome=38),
     "not a dictionary": lambda d: d["blocks"].__setitem__(0, 3),
 }
 
@@ -207,6 +209,29 @@ def test_damaged_vocabularies_are_refused(damage):
     DAMAGES[damage](data)
     with pytest.raises(VocabularyError):
         Vocabulary.from_dict(data)
+
+
+def test_a_build_is_kept_where_it_is_known():
+    plain = fit()
+    assert "genome" not in plain.to_dict()["blocks"][1]
+    setup = dataclasses.replace(
+        SETUP,
+        modalities=tuple(dataclasses.replace(m, genome="hg38" if m.role == "atac" else None) for m in SETUP.modalities),
+    )
+    built = Vocabulary.fit(Cells.open(mudata_of(), setup), CONFIG, train_rows=TRAIN)
+    assert [block.genome for block in built.blocks] == [None, "hg38", None]
+    again = Vocabulary.from_dict(json.loads(json.dumps(built.to_dict())))
+    assert again.block("atac").genome == "hg38"
+    assert again.hash() == built.hash() != plain.hash()
+
+
+def test_kmers_are_read_as_logs():
+    adata = modality("p", 20, 2, 1)
+    adata.var_names = ["".join(word) for word in itertools.islice(itertools.product("ACGT", repeat=4), 20)]
+    setup = Setup(modalities=(ModalitySetup(role="atac"),))
+    vocabulary = Vocabulary.fit(Cells.open(adata, setup), CONFIG, train_rows=TRAIN)
+    assert vocabulary.block("atac").transform == "log"
+    assert fit().block("atac").transform == "counts"
 
 
 def test_match_gives_ids_of_the_whole_vocabulary():

@@ -45,10 +45,14 @@ _MEMO = 256
 """Integers below this are transformed once per cell."""
 
 
-def transform_of(role: str, counts: str) -> Transform:
-    """Return the transform of a modality: by its values when these are intensities, else by its role."""
+def transform_of(role: str, counts: str, *, kmers: bool = False) -> Transform:
+    """Return the transform of a modality: by its values when these are intensities, else by its role and features."""
     if counts == "intensity":
         return "arcsinh"
+    if (
+        kmers and role == "atac"
+    ):  # sums over all open peaks of a cell: as they are, they tell its depth before anything else
+        return "log"
     by_role: dict[str, Transform] = {"rna": "log", "atac": "counts", "protein": "clr", "niche": "none"}
     return by_role[role]
 

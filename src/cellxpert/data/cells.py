@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,17 +13,19 @@ from mudata import MuData
 from scipy import sparse
 
 from cellxpert.data import obs as columns
-from cellxpert.data.binning import magnitudes, row_scales, transform_of
+from cellxpert.data.binning import Transform, magnitudes, row_scales, transform_of
 from cellxpert.data.matrix import RowReader
 from cellxpert.data.names import ensembl_ids
 from cellxpert.data.roles import NICHE
 from cellxpert.data.space import Space
 from cellxpert.errors import ModalityError, MuDataError, ObjectTypeError
+from cellxpert.genome.builds import genome_of
+from cellxpert.genome.peaks import are_kmers
 
 if TYPE_CHECKING:
-    from cellxpert.data.record import Setup
+    from cellxpert.data.record import ModalitySetup, Setup
 
-__all__ = ["Cells", "modality_rows"]
+__all__ = ["Cells", "modality_rows", "with_genome"]
 
 
 def modality_rows(mdata: MuData, name: str) -> np.ndarray:
@@ -55,6 +58,24 @@ def modality_rows(mdata: MuData, name: str) -> np.ndarray:
         found = f"{present.sum()} of the modality's {adata.n_obs} cells are in the MuData"
         raise MuDataError(where, found=found, fix=fix)
     return rows
+
+
+def with_genome(setup: Setup, data: AnnData | MuData) -> Setup:
+    """Return a setup that says of which genome build an object's peaks are.
+
+    Raises
+    ------
+    GenomeError
+        If the object names a build that its peaks contradict.
+    """
+
+    def noted(m: ModalitySetup) -> ModalitySetup:
+        if m.role != "atac":
+            return m
+        adata, where = (data, "adata") if m.name is None else (data.mod[m.name], f"mdata[{m.name!r}]")
+        return replace(m, genome=genome_of(adata, where=where))
+
+    return replace(setup, modalities=tuple(map(noted, setup.modalities)))
 
 
 class Cells:
@@ -154,6 +175,11 @@ class Cells:
         """What the values of a role are: ``"integer"``, ``"fractional"`` or ``"intensity"``; of niches ``"magnitude"``."""
         return "magnitude" if role == NICHE else self.setup.modality(role).counts
 
+    def transform(self, role: str) -> Transform:
+        """How the values of a role become magnitudes."""
+        kmers = role == "atac" and are_kmers(self.feature_names(role)) > 0
+        return transform_of(role, self.counts(role), kmers=kmers)
+
     def rows(self, role: str) -> np.ndarray:
         """Row of each cell in the matrix of a role, int64 of shape (n_cells,); -1 where it is absent."""
         return self._rows[role]
@@ -193,7 +219,7 @@ class Cells:
         weight = space.graph_NN[rows]
         used = np.unique(weight.indices)
         matrix = self.matrix_rows(space.source, used)
-        transform = transform_of(space.source, self.counts(space.source))
+        transform = self.transform(space.source)
         scale = np.ones(matrix.shape[0])
         if transform != "clr":  # centring would need to know which proteins a model reads: counts are taken as they are
             scale = row_scales(matrix.data, matrix.indptr, transform=transform, n_features=matrix.shape[1])

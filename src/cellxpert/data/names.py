@@ -12,6 +12,7 @@ from anndata import AnnData
 
 from cellxpert.data.obs import MISSING_TEXT
 from cellxpert.errors import DuplicateNamesError, FeatureNameError, TransposedError
+from cellxpert.genome.peaks import are_kmers, place_keys
 
 __all__ = ["check_names", "ensembl_ids"]
 
@@ -20,8 +21,10 @@ _ENSEMBL = re.compile(r"^(ENS[A-Z]{0,6})G\d{6,}(\.\d+)?$")
 _ID_COLUMNS = ("gene_ids", "gene_id", "ensembl_id", "ensembl_ids", "ensembl", "feature_id", "gene_ids-0")
 _BARCODE = re.compile(r"(?:^|[^A-Za-z])[ACGTN]{14,}(?:[^A-Za-z]|$)")
 _PEAK = re.compile(r"^(?:chr\w{1,20}[:_-]\d+[-_]\d+|[\w.]{1,25}:\d+-\d+)$")
-_PLACE = re.compile(r"^.+?(?:(:)(\d+)-(\d+)|(-)(\d+)-(\d+)|(_)(\d+)_(\d+))$")
+"""What is certainly no gene: a name such as ``A_1_2`` may be one, though as a peak it has a place (``genome.peaks``)."""
 _ANTIBODY = re.compile(r"_TotalSeq[ABCD]?\b|^(?:ADT|AB)[_-]|[_-](?:ADT|protein|TotalSeq[ABCD]?)$", re.IGNORECASE)
+_PROTEINS = re.compile(r"^(?:CD(?:3|8|11[BC]|16|25|45|45R[AO]|49F|56|57|62L|66B|127)|HLA-DR|IG[DM])$", re.IGNORECASE)
+"""Usual names of antibodies that are symbols of no gene."""
 _GENES = ("Gene Expression", "gex", "GEX", "nan")
 _NO_GENES = ("antibody", "antigen", "peak", "crispr", "multiplexing", "custom", "adt", "hto", "atac")
 """How ``feature_types`` begins, in lower case, where it is certain that these are no genes."""
@@ -69,7 +72,7 @@ def check_names(adata: AnnData, role: str, *, where: str) -> list[str]:
     FeatureNameError
         If names of features are numbers or missing.
     DuplicateNamesError
-        If names are the same Ensembl id in several versions.
+        If names are the same Ensembl id in several versions, or the same place in several spellings.
     """
     features, cells = adata.var_names.map(str), adata.obs_names.map(str)
     if _looks_transposed(cells, features):
@@ -77,7 +80,7 @@ def check_names(adata: AnnData, role: str, *, where: str) -> list[str]:
         raise TransposedError(where, found=found, fix=f"use {where}.T if cells are columns")
     _require_names(features, where)
     if role == "atac":
-        return _odd_peaks(features, where)
+        return [] if are_kmers(features) else _odd_peaks(features, where)
     notes = _repeated_ids(adata, features, where)
     if role == "rna":
         notes += _foreign_features(adata, features, where) + _mixed(features, ensembl_ids(adata)[1], where)
@@ -120,26 +123,22 @@ def _require_names(features: pd.Index, where: str) -> None:
 
 
 def _odd_peaks(features: pd.Index, where: str) -> list[str]:
-    """Peaks whose names are not places on a chromosome, or are so in several spellings."""
-    why = "other objects' peaks are matched by name only, so these may match nothing"
-    first: dict[str, str] = {}  # separator -> example
-    odd = []
-    for name in features:
-        hit = _PLACE.match(name)
-        separator, start, end = [g for g in hit.groups() if g is not None] if hit else ("", "1", "0")
-        if int(start) >= int(end):
-            odd.append(name)
-        else:
-            first.setdefault(separator, name)
-    notes = []
-    if odd:
-        notes.append(
-            f"{where}: {len(odd)} of {len(features)} peaks are not named chr:start-end, chr-start-end or chr_start_end, "
-            f"e.g. {odd[:5]}; {why}"
+    """Peaks whose names are not places on a chromosome; one place in two spellings is an error."""
+    places = pd.Index(place_keys(features))
+    twice = (places != "") & places.duplicated(keep=False)
+    if twice.any():
+        raise DuplicateNamesError(
+            f"{where}.var_names",
+            found=f"{places[twice].nunique()} places have several peaks, e.g. {list(features[places == places[twice][0]])}",
+            fix="keep one peak of each place, or sum their columns",
         )
-    if len(first) > 1:
-        notes.append(f"{where}: peaks are named in {len(first)} ways, e.g. {list(first.values())}; {why}")
-    return notes
+    odd = features[places == ""]
+    if not len(odd):
+        return []
+    return [
+        f"{where}: {len(odd)} of {len(features)} peaks are not named chr:start-end, chr-start-end or chr_start_end, "
+        f"e.g. {list(odd[:5])}; those of other objects are matched by place, so these may match nothing"
+    ]
 
 
 def _repeated_ids(adata: AnnData, features: pd.Index, where: str) -> list[str]:
@@ -167,6 +166,9 @@ def _repeated_ids(adata: AnnData, features: pd.Index, where: str) -> list[str]:
 def _foreign_features(adata: AnnData, features: pd.Index, where: str) -> list[str]:
     """Antibodies or peaks in the RNA matrix."""
     foreign = _are(features, _ANTIBODY) | _are(features, _PEAK)
+    proteins = _are(features, _PROTEINS)
+    if proteins.sum() >= _FEW:  # one or two may be symbols of another organism or annotation
+        foreign |= proteins
     if "feature_types" in adata.var:
         types = adata.var["feature_types"].astype(str).str
         genes = types.startswith(_GENES).to_numpy(dtype=bool)

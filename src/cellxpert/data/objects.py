@@ -32,6 +32,8 @@ __all__ = [
 ]
 
 _FEW = 3
+_CELLS_COMPARED = 256
+"""Cells in which features of the same name are compared between modalities."""
 
 
 def check_object(data: Any) -> None:
@@ -148,7 +150,7 @@ def check_columns(cells: Cells) -> list[str]:
     Returns
     -------
     Findings that are worth a warning: nothing labelled, rare labels, confounded batches, cells without a modality, and
-    modalities whose cells are the same but for their names.
+    modalities whose cells are the same but for their names, or that hold the same features.
 
     Raises
     ------
@@ -163,7 +165,7 @@ def check_columns(cells: Cells) -> list[str]:
     if not anywhere.all():
         names = list(cells.obs_names[~anywhere][:5])
         notes.append(f"{int((~anywhere).sum())} cells have none of the modalities {list(cells.roles)}, e.g. {names}")
-    notes += _unpaired(cells)
+    notes += _unpaired(cells) + _copied(cells)
     setup = cells.setup
     known = None if labels is None else labels[labels != setup.unlabeled_category]
     if known is not None:
@@ -224,6 +226,29 @@ def _unpaired(cells: Cells) -> list[str]:
                 f"{cells.where(one)} and {cells.where(other)} share no cell, yet their names differ by a prefix, a suffix "
                 f"or case only, e.g. {pair[0]!r} and {pair[1]!r}; give a cell one name in all modalities, and "
                 "build the MuData again"
+            )
+    return notes
+
+
+def _copied(cells: Cells) -> list[str]:
+    """Modalities that hold the same features: not only of the same names, which is usual, but with the same values."""
+    notes = []
+    for one, other in itertools.combinations(cells.roles, 2):
+        names = [pd.Index(cells.feature_names(role)) for role in (one, other)]
+        shared = names[0].intersection(names[1])
+        rows = np.flatnonzero(cells.present(one) & cells.present(other))[:_CELLS_COMPARED]
+        if not len(shared) or not len(rows):
+            continue
+        ours, theirs = (
+            cells.matrix_rows(role, rows)[:, names[i].get_indexer(shared)].toarray()
+            for i, role in enumerate((one, other))
+        )
+        # a few ones in the same cells may be chance
+        same = (ours == theirs).all(axis=0) & ((ours > 0).sum(axis=0) >= _FEW) & (ours.max(axis=0) > 1)
+        if same.any():
+            notes.append(
+                f"{cells.where(one)} and {cells.where(other)} hold {int(same.sum())} features with the same names and values, "
+                f"e.g. {list(shared[same][:5])}; keep each in the modality that it was measured in"
             )
     return notes
 

@@ -28,6 +28,8 @@ class ModalitySetup:
     """Name in ``layers``; None for ``X``."""
     counts: Literal["integer", "fractional", "intensity"] = "integer"
     """What the values are; anything but integers was asked for by name."""
+    genome: str | None = None
+    """Genome build of peaks, as :func:`~cellxpert.genome.builds.genome_of` gives it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +112,7 @@ class Setup:
         """Return plain nested values that HDF5, Zarr and JSON can hold; what is None is left out."""
         out: dict[str, Any] = {
             "modalities": {
-                m.role: {k: v for k in ("name", "layer", "counts") if (v := getattr(m, k)) is not None}
+                m.role: {k: v for k in ("name", "layer", "counts", "genome") if (v := getattr(m, k)) is not None}
                 for m in self.modalities
             },
             "unlabeled_category": self.unlabeled_category,

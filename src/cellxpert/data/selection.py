@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from cellxpert.data.binning import Transform, magnitudes, row_scales, transform_of
+from cellxpert.data.binning import Transform, magnitudes, row_scales
 from cellxpert.data.conditions import genes_of
 from cellxpert.data.roles import NICHE
 from cellxpert.errors import CellxPertWarning, DuplicateNamesError, EmptyDataError
@@ -163,7 +163,7 @@ class _Pool:
         return Choice(self.columns[picked], self.total[picked] / max(len(self.rows), 1))
 
     def scores(self) -> FloatArray:
-        transform = transform_of(self.role, self.cells.counts(self.role))
+        transform = self.cells.transform(self.role)
         n = max(len(self.rows), 1)
         if transform == "counts":
             open_share = self.sums(lambda matrix: (matrix.data != 0).astype(np.float64)) / n

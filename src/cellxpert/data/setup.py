@@ -13,7 +13,7 @@ from anndata import AnnData
 from mudata import MuData
 
 from cellxpert import keys
-from cellxpert.data.cells import Cells
+from cellxpert.data.cells import Cells, with_genome
 from cellxpert.data.check import check_values
 from cellxpert.data.conditions import DOSES
 from cellxpert.data.names import check_names
@@ -278,7 +278,7 @@ def spatial_setup(
 
 
 def _register(data: AnnData | MuData, setup: Setup) -> Setup:
-    setup = replace(setup, notes=validate(data, setup))
+    setup = with_genome(replace(setup, notes=validate(data, setup)), data)
     # a new dict: the old one may be shared with a shallow copy of the object
     data.uns[keys.INFO] = {**data.uns.get(keys.INFO, {}), keys.SETUP: setup.to_dict()}
     for note in setup.notes:
@@ -387,7 +387,7 @@ def query_setup(setup: Setup, data: AnnData | MuData) -> Setup:
         if setup.spatial is None
         else _query_space(setup.spatial, data, modalities=[m.name for m in modalities], columns=columns)
     )
-    return replace(setup, modalities=modalities, notes=(), spatial=spatial, **kept)
+    return with_genome(replace(setup, modalities=modalities, notes=(), spatial=spatial, **kept), data)
 
 
 def _query_space(
@@ -464,6 +464,7 @@ def summary(setup: Setup, data: AnnData | MuData) -> str:
             f"perturbations: obs[{setup.perturbation_key!r}], {n_conditions} conditions ({setup.perturbation_type}), "
             f"{n_control} cells {setup.control_category!r}"
         )
+    lines += [f"genome of the peaks: {m.genome}" for m in setup.modalities if m.genome is not None]
     if cells.space is not None and setup.spatial is not None:
         lines.append(_space_line(setup.spatial, cells.space))
     table = presence(cells).T

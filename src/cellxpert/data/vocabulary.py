@@ -24,7 +24,6 @@ from cellxpert.data.binning import (
     fit_edges,
     magnitudes,
     quantile_bins,
-    transform_of,
 )
 from cellxpert.data.roles import MEASURED, MODALITIES, NICHE
 from cellxpert.data.selection import select_features
@@ -61,6 +60,8 @@ class FeatureBlock:
         Mean value of each feature over the training cells that have the modality, of shape (n_features,).
     transform
         How values become magnitudes.
+    genome
+        Genome build of peaks; None where it is not known, and for other features.
     """
 
     role: str
@@ -70,10 +71,11 @@ class FeatureBlock:
     bin_means: npt.NDArray[np.float64]
     counts: npt.NDArray[np.float64]
     transform: Transform
+    genome: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values; infinite edges are left out."""
-        return {
+        """Return plain values; infinite edges are left out, and so is a genome that is not known."""
+        out = {
             "role": self.role,
             "transform": self.transform,
             "names": list(self.names),
@@ -82,6 +84,7 @@ class FeatureBlock:
             "bin_means": self.bin_means.tolist(),
             "counts": self.counts.tolist(),
         }
+        return out if self.genome is None else out | {"genome": self.genome}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> FeatureBlock:
@@ -97,6 +100,7 @@ class FeatureBlock:
             bin_means=means,
             counts=np.asarray(data["counts"], dtype=np.float64),
             transform=data["transform"],
+            genome=data.get("genome"),
         )
 
 
@@ -219,7 +223,7 @@ class Vocabulary:
         blocks = []
         for role, choice in select_features(cells, config, train_rows=rows).items():
             present = rows[cells.present(role)[rows]]
-            transform = transform_of(role, cells.counts(role))
+            transform = cells.transform(role)
             edges, means = _fit_bins(
                 cells, role, rows=present, columns=choice.columns, transform=transform, config=config
             )
@@ -233,6 +237,7 @@ class Vocabulary:
                     bin_means=means,
                     counts=choice.means,
                     transform=transform,
+                    genome=None if role == NICHE else cells.setup.modality(role).genome,
                 )
             )
         space, place, image = cells.space, False, None
@@ -244,7 +249,7 @@ class Vocabulary:
         return cls(tuple(blocks), config.n_bins, config.binning, place, image, niche_of)
 
     def match(self, cells: Cells, role: str, *, min_overlap: float = 0.3) -> npt.NDArray[np.int64]:
-        """Find the features of one modality in another object, by name, or by Ensembl id where names do not match.
+        """Find the features of one modality in another object: by name, else genes by Ensembl id and peaks by place.
 
         Parameters
         ----------
@@ -265,17 +270,24 @@ class Vocabulary:
             If too few features are found.
         DuplicateNamesError
             If two columns are the same feature.
+        GenomeError
+            If peaks are of another genome build.
 
         Warns
         -----
         CellxPertWarning
-            If less than 80 % are found, or if names and Ensembl ids contradict each other.
+            If less than 80 % are found, if names and Ensembl ids contradict each other, or if genomes have other names.
         """
         from cellxpert.data.matching import match_features
 
         block = self.block(role)
         local = match_features(
-            block, names=cells.feature_names(role), ids=cells.feature_ids(role), min_overlap=min_overlap
+            block,
+            names=cells.feature_names(role),
+            ids=cells.feature_ids(role),
+            genome=None if role == NICHE else cells.setup.modality(role).genome,
+            peaks=(self.niche_of if role == NICHE else role) == "atac",
+            min_overlap=min_overlap,
         )
         return np.where(local >= 0, local + self.offset(role), -1)
 
@@ -310,7 +322,7 @@ class Vocabulary:
                 k: v for k, v in data.items() if k not in {"place", "image", "niche_of"}
             }  # there only where they are read
             for entry, names in [(said, known[0]), *((b, known[1]) for b in data["blocks"])]:
-                if set(entry) != names:
+                if set(entry) | ({"genome"} & names) != names:
                     raise VocabularyError(
                         "vocabulary", found=f"entries {sorted(entry)}", fix=f"expected {sorted(names)}"
                     )
@@ -353,6 +365,7 @@ def _validate(vocabulary: Vocabulary) -> None:
             np.isfinite(block.bin_means).all() and (np.diff(block.bin_means) >= 0).all(), f"{where}: bin means fall"
         )
         require((block.edges[1:] >= block.edges[:-1]).all(), f"{where}: edges fall")
+        require(block.genome is None or isinstance(block.genome, str), f"{where}: genome {block.genome!r}")
         require(block.transform in TRANSFORMS, f"{where}: transform {block.transform!r}")
 
 

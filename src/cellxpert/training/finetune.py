@@ -17,6 +17,7 @@ from cellxpert.config import AdapterConfig, ModelConfig
 from cellxpert.data.calibration import Tissues
 from cellxpert.data.cell_types import Components
 from cellxpert.data.cells import Cells
+from cellxpert.data.integration import Integration
 from cellxpert.data.perturbations import Perturbations
 from cellxpert.data.vocabulary import Vocabulary
 from cellxpert.errors import AdapterError, CellxPertWarning
@@ -44,6 +45,7 @@ def finetune_network(
     tensors: Mapping[str, Tensor] | None = None,
     components: Components | None = None,
     tissues: Tissues | None = None,
+    integration: Integration | None = None,
 ) -> Learned:
     """Train on an object with the features, bins and weights of a trained network.
 
@@ -68,6 +70,8 @@ def finetune_network(
         Components that the network's labels were told in.
     tissues
         Tissues that the network tells apart.
+    integration
+        Where cells were integrated before.
 
     Returns
     -------
@@ -140,6 +144,7 @@ def finetune_network(
         adapter=adapter,
         components=components,
         tissues=tissues,
+        integration=integration,
     )
     if adapter is None:
         return learned

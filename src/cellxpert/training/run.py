@@ -21,6 +21,7 @@ from cellxpert.data.calibration import Calibration, Tissues
 from cellxpert.data.cell_types import Components
 from cellxpert.data.cells import Cells
 from cellxpert.data.collate import Collator
+from cellxpert.data.integration import Integration
 from cellxpert.data.loaders import CellDataModule
 from cellxpert.data.perturbations import Assigned, Perturbations, without_targets
 from cellxpert.data.splits import PARTS
@@ -29,6 +30,7 @@ from cellxpert.data.vocabulary import Vocabulary
 from cellxpert.errors import CellxPertWarning, ConfigError, ControlError
 from cellxpert.nn.network import Network
 from cellxpert.training.fit import RunConfig, fit
+from cellxpert.training.integration import integrate_cells
 from cellxpert.training.label_task import LabelTask
 from cellxpert.training.objectives import LabelObjective
 from cellxpert.training.refit import refit_responses
@@ -88,6 +90,7 @@ class Learned:
     tensors: Mapping[str, Tensor] | None = None
     calibration: Calibration | None = None
     tissues: Tissues | None = None
+    integration: Integration | None = None
 
 
 def train_network(
@@ -130,6 +133,7 @@ def train_network(
             history=previous.history,
             components=None if previous.calibration is None else previous.calibration.types.components,
             tissues=previous.tissues,
+            integration=previous.integration,
         )
     split = split_cells(cells, labels, train_size=arguments.train_size, split_key=arguments.split_key, seed=seed)
     train_rows = np.flatnonzero(split.to_numpy() == "train")
@@ -182,6 +186,7 @@ def learn(
     adapter: AdapterConfig | None = None,
     components: Components | None = None,
     tissues: Tissues | None = None,
+    integration: Integration | None = None,
 ) -> Learned:
     """Train a network on the training cells of a split.
 
@@ -211,6 +216,8 @@ def learn(
         Components that labels were told in before; found anew if None.
     tissues
         Tissues that the network tells apart.
+    integration
+        Where cells were integrated before.
     """
     if network.labels is not None:
         network.labels.gradient = config.network.label_gradient
@@ -248,6 +255,8 @@ def learn(
         fit_labels=fit_labels,
         fit_responses=adapter is None,
     )
+    if adapter is None:
+        integration = integrate_cells(cells, vocabulary, tokens, rows=rows["train"], seed=seed, before=integration)
     if history is not None:
         told.index = told.index + len(history)
         told = pd.concat([history, told])
@@ -262,6 +271,7 @@ def learn(
         tissues=tissues
         if tissues is None or tissue_calibration is None
         else replace(tissues, temperature=tissue_calibration.temperature),
+        integration=integration,
     )
 
 

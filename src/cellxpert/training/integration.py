@@ -1,0 +1,320 @@
+"""Fits the space of integrated cells after training: factors by expectation and maximisation, batches by soft clusters.
+
+Shape suffixes: N cells, V features, M modalities, K bins, R coordinates, C clusters, B batches, G groups of cells with the same features
+measured, X sets of groups, F features of one modality, Q levels of quantiles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from cellxpert.data.cells import Cells
+from cellxpert.data.components import factor_model
+from cellxpert.data.integration import (
+    CLUSTER_WIDTH,
+    LEVELS,
+    BatchShifts,
+    FactorReading,
+    Integration,
+    unit_rows,
+)
+from cellxpert.data.roles import MEASURED, MODALITIES, NICHE
+from cellxpert.data.tokens import Tokens
+from cellxpert.data.vocabulary import Vocabulary
+
+__all__ = ["fit_factors", "fit_integration", "fit_shifts", "integrate_cells"]
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+NICHES = MODALITIES.index(NICHE)
+MAX_CELLS = 10_000
+"""Cells that are enough to find them."""
+MIN_TOLD = 30
+"""Fewest cells that have a modality beside another for errors of imputation to be known."""
+N_FOLDS = 3
+"""Parts of the cells of which one at a time is kept back to measure errors."""
+N_FACTORS = 20
+"""Coordinates looked for."""
+N_ITERATIONS = 30
+"""Iterations of the factor model: later ones move no coordinate by much."""
+LEAST_UNIQUE = 0.1
+"""Least share of a feature's variance that is its own."""
+MIN_SEEN = 10
+"""Fewest cells that show a feature for factors to be told by it: a few cells with rare features in common would get a factor of their own."""
+CELLS_PER_CLUSTER, MAX_CLUSTERS = 30, 100
+DIVERSITY = 2.0
+"""How much a cluster is kept from holding one batch more than another."""
+RIDGE = 1.0
+ROUNDS, ASSIGNMENTS, N_BLOCKS = 10, 10, 20
+"""Rounds of taking batches out, of assigning cells before each, and parts of the cells that are assigned at once."""
+
+
+def integrate_cells(
+    cells: Cells, vocabulary: Vocabulary, tokens: Tokens, *, rows: Ints, seed: int, before: Integration | None
+) -> Integration:
+    """Fit the space to the training cells of an object; see :func:`fit_integration`."""
+    batches = cells.batches()
+    counts = [role in vocabulary.roles and vocabulary.block(role).transform == "counts" for role in MODALITIES]
+    return fit_integration(
+        tokens,
+        rows,
+        level_MK=vocabulary.levels(len(MODALITIES)),
+        share_M=np.array(counts, np.float64),
+        modality_V=vocabulary.role_of_feature.astype(np.int64),
+        batch_N=None if batches is None else batches.to_numpy(dtype=object),
+        seed=seed,
+        before=before,
+    )
+
+
+def fit_integration(
+    tokens: Tokens,
+    rows: Ints,
+    *,
+    level_MK: Floats,
+    share_M: Floats,
+    modality_V: Ints,
+    batch_N: npt.NDArray[np.object_] | None,
+    seed: int,
+    before: Integration | None = None,
+) -> Integration:
+    """Fit the space to training cells.
+
+    Parameters
+    ----------
+    tokens
+        Tokens of an object.
+    rows
+        Training cells; more than ``MAX_CELLS`` are sampled.
+    level_MK
+        Magnitude of each bin of each modality.
+    share_M
+        1 for modalities whose magnitudes are counts, which are read as shares.
+    modality_V
+        Modality of each feature; niches are not read.
+    batch_N
+        Batch of every cell of the object; None where nothing is said of batches.
+    seed
+        Seed of the sample, the solver's start and the clusters.
+    before
+        What was fitted before, to other cells: where these lack some of the features, it stays, and only batches are found anew.
+    """
+    if len(rows) > MAX_CELLS:
+        rows = np.sort(np.random.default_rng(seed).choice(rows, MAX_CELLS, replace=False))
+    read_V = modality_V != NICHES
+    measured_V = tokens.measured_features[np.unique(tokens.pattern[rows])].any(axis=0)
+    if before is None or measured_V[read_V].all():
+        reading = fit_factors(tokens, rows, level_MK=level_MK, share_M=share_M, modality_V=modality_V, seed=seed)
+        found = _with_errors(Integration(reading=reading), tokens, rows, modality_V=modality_V, seed=seed)
+    else:
+        found = replace(before, shifts=None)
+    if batch_N is None or len(names := sorted(set(batch_N[rows]))) < 2:
+        return found.rounded()
+    point_NR = found.coordinates(tokens, modality_V=modality_V)[rows]
+    kept = np.isfinite(point_NR).all(axis=1)
+    code_N = np.searchsorted(names, batch_N[rows][kept].astype(str))
+    shifts = fit_shifts(point_NR[kept], code_N, names=tuple(names), seed=seed)
+    return replace(found, shifts=shifts).rounded()
+
+
+def _with_errors(found: Integration, tokens: Tokens, rows: Ints, *, modality_V: Ints, seed: int) -> Integration:
+    """Add how far features are from what the cell's other modalities expect, in cells that the expectation was not fitted to."""
+    reading, told = found.reading, []
+    present_NM = np.stack(
+        [tokens.measured_features[:, modality_V == m].any(axis=1)[tokens.pattern] for m in range(len(MEASURED))], axis=1
+    )
+    error_QV = np.zeros((len(LEVELS), len(modality_V)))
+    both_N = present_NM[rows].sum(axis=1) > 1
+    beside_M = present_NM[rows][both_N].sum(axis=0)
+    if not (beside_M >= MIN_TOLD).any():
+        return found
+    error_NV = np.full((len(rows), len(modality_V)), np.nan)
+    fold_N = np.random.default_rng(seed).permutation(len(rows)) % N_FOLDS
+    for fold in range(N_FOLDS):
+        fitted = fit_factors(
+            tokens,
+            rows[fold_N != fold],
+            level_MK=reading.level_MK,
+            share_M=reading.share_M,
+            modality_V=modality_V,
+            seed=seed,
+        )
+        for m, role in enumerate(MEASURED):
+            here = (fold_N == fold) & both_N & present_NM[rows, m]
+            if beside_M[m] < MIN_TOLD or not here.any():
+                continue
+            mine_V, others = modality_V == m, [other for other in MEASURED if other != role]
+            z_NR = fitted.factors(tokens, modality_V=modality_V, roles=others)[rows[here]]
+            level_NV = fitted.magnitudes(tokens, rows[here], modality_V=modality_V)
+            error_NV[np.ix_(here, mine_V)] = level_NV[:, mine_V].toarray() - fitted.expected(z_NR, mine_V)
+    for m, role in enumerate(MEASURED):
+        if beside_M[m] >= MIN_TOLD:
+            mine_V = modality_V == m
+            error_NF = error_NV[:, mine_V]
+            error_QV[:, mine_V] = np.quantile(error_NF[np.isfinite(error_NF).all(axis=1)], LEVELS, axis=0)
+            told.append(role)
+    return replace(found, told=tuple(told), error_QV=error_QV)
+
+
+def fit_factors(
+    tokens: Tokens, rows: Ints, *, level_MK: Floats, share_M: Floats, modality_V: Ints, seed: int
+) -> FactorReading:
+    """Fit a factor model to magnitudes of which any may be missing (Rubin & Thayer 1982), by expectation and maximisation.
+
+    Coordinates are those in which lengths are what the factors say of the features in units of their noise, compressed by a square root
+    so that the strongest programme does not decide alone.
+    """
+    read_V = modality_V != NICHES
+    group_G, group_N = np.unique(tokens.pattern[rows], return_inverse=True)
+    measured_GV = tokens.measured_features[group_G] & read_V
+    reading = _start(tokens, rows, level_MK=level_MK, share_M=share_M, modality_V=modality_V, seed=seed)
+    level_GNV = [
+        reading.magnitudes(tokens, rows[group_N.reshape(-1) == g], modality_V=modality_V) for g in range(len(group_G))
+    ]
+    seen_V = sum(np.bincount(x.indices[x.data > 0], minlength=len(modality_V)) for x in level_GNV) >= MIN_SEEN
+    # features that the same groups have share their normal equations
+    sets_XG, set_V = np.unique(measured_GV.T, axis=0, return_inverse=True)
+    set_V = np.where(seen_V, set_V.reshape(-1), -1)
+    reading = replace(reading, loading_VR=np.where(seen_V[:, None], reading.loading_VR, 0.0))
+    for _ in range(N_ITERATIONS):
+        reading = _improved(reading, level_GNV, measured_GV, sets_XG=sets_XG, set_V=set_V)
+    z_NR = np.concatenate([reading.posterior(x, m)[0] for x, m in zip(level_GNV, measured_GV, strict=True) if m.any()])
+    told_RR = (reading.loading_VR.T / reading.unique_V) @ reading.loading_VR
+    size_R, axis_RR = np.linalg.eigh(told_RR)
+    stretch_RR = axis_RR[:, ::-1] * np.sqrt(np.maximum(size_R[::-1], 0.0))
+    deviation_R = (z_NR @ stretch_RR).std(axis=0)
+    stretch_RR = stretch_RR / np.sqrt(np.maximum(deviation_R, 1e-6))
+    return replace(reading, stretch_RR=stretch_RR)
+
+
+def _start(
+    tokens: Tokens, rows: Ints, *, level_MK: Floats, share_M: Floats, modality_V: Ints, seed: int
+) -> FactorReading:
+    """Principal components, on the scale of the magnitudes."""
+    found = factor_model(tokens, rows, modality_V=modality_V, level_MK=level_MK, n_factors=N_FACTORS, seed=seed)
+    deviation_V = found.deviation_V.astype(np.float64)
+    loading_VR = found.loading_VR.astype(np.float64) * deviation_V[:, None]
+    return FactorReading(
+        level_MK=level_MK,
+        share_M=share_M,
+        usual_V=found.centre_V.astype(np.float64),
+        loading_VR=loading_VR,
+        unique_V=found.unique_V * deviation_V**2,
+        stretch_RR=np.eye(loading_VR.shape[1]),
+    )
+
+
+def _improved(
+    reading: FactorReading,
+    level_GNV: list[sparse.csr_array],
+    measured_GV: npt.NDArray[np.bool_],
+    *,
+    sets_XG: npt.NDArray[np.bool_],
+    set_V: Ints,
+) -> FactorReading:
+    """One iteration: what is expected of the factors of all cells, then the best features for these; those of no set have no loadings."""
+    n_features, n_factors = reading.loading_VR.shape
+    second_GRR = np.zeros((len(level_GNV), n_factors, n_factors))
+    product_VR, sum_V, square_V, n_V = np.zeros((n_features, n_factors)), *np.zeros((3, n_features))
+    mean_GR = np.zeros((len(level_GNV), n_factors))
+    for g, (level_NV, measured_V) in enumerate(zip(level_GNV, measured_GV, strict=True)):
+        z_NR, spread_RR = reading.posterior(level_NV, measured_V)
+        second_GRR[g] = len(z_NR) * spread_RR + z_NR.T @ z_NR
+        mean_GR[g] = z_NR.sum(axis=0)
+        product_VR += np.where(measured_V[:, None], level_NV.T @ z_NR - np.outer(reading.usual_V, mean_GR[g]), 0.0)
+        sum_V += np.where(measured_V, np.asarray(level_NV.sum(axis=0)).ravel(), 0.0)
+        square_V += np.where(measured_V, np.asarray(level_NV.power(2).sum(axis=0)).ravel(), 0.0)
+        n_V += measured_V * len(z_NR)
+    loading_VR, told_V = np.zeros_like(product_VR), np.zeros(n_features)
+    for x, groups_G in enumerate(sets_XG):
+        mine_V = set_V == x
+        if not groups_G.any():
+            continue
+        moment_RR = second_GRR[groups_G].sum(axis=0) + 1e-6 * np.eye(n_factors)
+        loading_VR[mine_V] = np.linalg.solve(moment_RR, product_VR[mine_V].T).T
+        told_V[mine_V] = loading_VR[mine_V] @ mean_GR[groups_G].sum(axis=0)
+    n_V = np.maximum(n_V, 1.0)
+    variance_V = square_V / n_V - 2 * reading.usual_V * sum_V / n_V + reading.usual_V**2
+    unique_V = variance_V - (loading_VR * product_VR).sum(axis=1) / n_V
+    return replace(
+        reading,
+        usual_V=(sum_V - told_V) / n_V,
+        loading_VR=loading_VR,
+        unique_V=np.maximum(unique_V, np.maximum(LEAST_UNIQUE * variance_V, 1e-4)),
+    )
+
+
+def fit_shifts(point_NR: Floats, code_N: Ints, *, names: tuple[str, ...], seed: int) -> BatchShifts:
+    """Find soft clusters that all batches share, and what each batch adds to the cells of each (Korsunsky et al. 2019).
+
+    Parameters
+    ----------
+    point_NR
+        Coordinates of cells.
+    code_N
+        Batch of each cell.
+    names
+        Batches.
+    seed
+        Seed of the clusters' start and of the order in which cells are assigned.
+    """
+    from sklearn.cluster import KMeans
+
+    rng = np.random.default_rng(seed)
+    n_cells, n_batches = len(point_NR), len(names)
+    n_clusters = int(np.clip(round(n_cells / CELLS_PER_CLUSTER), 2, MAX_CLUSTERS))
+    member_NB = np.eye(n_batches)[code_N]
+    left_NR = point_NR
+    kmeans = KMeans(n_clusters, n_init=3, random_state=seed).fit(unit_rows(point_NR))
+    centre_CR = unit_rows(kmeans.cluster_centers_)
+    share_NC = _softmax(2 * unit_rows(point_NR) @ centre_CR.T / CLUSTER_WIDTH)
+    for _ in range(ROUNDS):
+        for _ in range(ASSIGNMENTS):
+            centre_CR = unit_rows(share_NC.T @ unit_rows(left_NR))
+            before_NC = share_NC
+            share_NC = _assigned(unit_rows(left_NR), share_NC, member_NB, centre_CR=centre_CR, rng=rng)
+            if np.abs(share_NC - before_NC).mean() < 1e-4:
+                break
+        offset_BCR = _offsets(point_NR, share_NC, member_NB)
+        left_NR = point_NR - np.einsum("nc,ncr->nr", share_NC, offset_BCR[code_N])
+    size_C1 = np.maximum(share_NC.sum(axis=0), 1e-6)[:, None]
+    return BatchShifts(names=names, centre_CR=centre_CR, mean_CR=share_NC.T @ left_NR / size_C1, offset_BCR=offset_BCR)
+
+
+def _softmax(score_NC: Floats) -> Floats:
+    share_NC = np.exp(score_NC - score_NC.max(axis=1, keepdims=True))
+    return share_NC / share_NC.sum(axis=1, keepdims=True)
+
+
+def _assigned(
+    unit_NR: Floats, share_NC: Floats, member_NB: Floats, *, centre_CR: Floats, rng: np.random.Generator
+) -> Floats:
+    """Assign cells anew, some at a time, to near clusters that hold less of their batch than is expected."""
+    share_NC = share_NC.copy()
+    near_NC = np.exp(2 * (unit_NR @ centre_CR.T - 1) / CLUSTER_WIDTH) + 1e-12
+    portion_B = member_NB.mean(axis=0)
+    for rows in np.array_split(rng.permutation(len(unit_NR)), N_BLOCKS):
+        others = np.ones(len(unit_NR), bool)
+        others[rows] = False
+        observed_BC = member_NB[others].T @ share_NC[others]
+        expected_BC = np.outer(portion_B, observed_BC.sum(axis=0))
+        favour_BC = ((expected_BC + 1) / (observed_BC + 1)) ** DIVERSITY
+        new_NC = near_NC[rows] * (member_NB[rows] @ favour_BC)
+        share_NC[rows] = new_NC / new_NC.sum(axis=1, keepdims=True)
+    return share_NC
+
+
+def _offsets(point_NR: Floats, share_NC: Floats, member_NB: Floats) -> Floats:
+    """Ridge regression of coordinates on batches within each cluster: the batches' coefficients, (B, C, R)."""
+    design_NX = np.concatenate([np.ones((len(point_NR), 1)), member_NB], axis=1)
+    penalty_XX = RIDGE * np.diag([0.0, *np.ones(member_NB.shape[1])])
+    offset_CBR = []
+    for share_N in share_NC.T:
+        weighted_XN = design_NX.T * share_N
+        left_XX = weighted_XN @ design_NX + penalty_XX + 1e-9 * np.eye(len(penalty_XX))
+        offset_CBR.append(np.linalg.solve(left_XX, weighted_XN @ point_NR)[1:])
+    return np.stack(offset_CBR, axis=1)
