@@ -432,3 +432,41 @@ def test_weights_of_perturbed_genes_without_their_names_are_refused(perturbed_co
     _edit_config(perturbed_copy, perturbations=value)
     with pytest.raises((CheckpointError, VocabularyError), match="perturbations|unexpected factors"):
         load_state(perturbed_copy)
+
+
+# --- batches -----------------------------------------------------------------------------------------------------------
+
+
+def test_batches_travel_with_the_model(trained: cx.CellxPert, tmp_path: Path) -> None:
+    state = trained._state
+    network = Network.from_config(
+        state.config,
+        feature_modality=state.vocabulary.role_of_feature.tolist(),
+        n_labels=len(state.labels),
+        n_batches=2,
+        seed=7,
+    )
+    with torch.no_grad():
+        network.batches.tilt.weight.normal_(generator=torch.Generator().manual_seed(0))
+    told = dataclasses.replace(state, network=network.eval(), batches=("b", "a"))
+    folder = save_state(told, tmp_path / "told")
+    loaded = load_state(folder)
+    assert loaded.batches == ("b", "a")
+    assert weights_hash(loaded.network) == weights_hash(network)
+    _edit_config(folder, batches=["b", "a", "c"])
+    with pytest.raises(CheckpointError, match=r"batches\..* is \(2, \d+\), not \(3, "):
+        load_state(folder)
+    _edit_config(folder, batches=["b", "b"])
+    with pytest.raises(CheckpointError, match="twice"):
+        load_state(folder)
+
+
+def test_models_of_before_know_no_batches(trained: cx.CellxPert, copy: Path) -> None:
+    config = json.loads((copy / "config.json").read_text())
+    assert config.pop("batches") == []
+    del config["config"]["network"]["batches"]
+    (copy / "config.json").write_text(json.dumps(config))
+    loaded = load_state(copy)
+    assert loaded.batches == ()
+    assert loaded.network.batches is None
+    assert weights_hash(loaded.network) == weights_hash(trained._state.network)

@@ -84,6 +84,10 @@ BAD = [
     ("n_factors", -1),
     ("blank", 1.0),
     ("blank", -0.1),
+    ("modality_dropout", 1.0),
+    ("modality_dropout", -0.1),
+    ("contrast_weight", -0.1),
+    ("adversary_weight", -0.1),
 ]
 
 

@@ -342,6 +342,7 @@ def _with_head(base: TrainedState, adapter: Adapter) -> Network:
         n_labels=len(adapter.labels),
         n_targets=0 if base.perturbations is None else len(base.perturbations.targets),
         n_tissues=0 if base.tissues is None else len(base.tissues.names),
+        n_batches=len(base.batches),
         seed=base.seed,
     )
     weights = {name: x for name, x in base.network.state_dict().items() if not name.startswith(HEAD)}

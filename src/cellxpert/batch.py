@@ -2,7 +2,7 @@
 
 Shape suffixes: B cells, T tokens of all cells laid end to end, L tokens of one cell, Q queries, M movable values, D width,
 E experts, K bins, C labels, V features, P patterns of measured features, H hidden features of all cells, I interventions of a
-cell, S directions of effects of perturbed genes, X coordinates of a place, F image features.
+cell, S directions of effects of perturbed genes, X coordinates of a place, F image features, G batches.
 """
 
 from __future__ import annotations
@@ -99,6 +99,8 @@ class Batch:
     """Queries answered from the cell's vector alone."""
     label_B: Tensor | None = None
     """Label codes (int64); ``IGNORE`` for unlabelled cells."""
+    batch_B: Tensor | None = None
+    """Codes of the cells' batches (int64), which the decoder alone is told; ``IGNORE`` for an unknown one."""
     row_B: Tensor | None = None
     """Row of each cell in ``obs_names`` (int64, on the CPU)."""
     measured_PV: Tensor | None = None
@@ -156,3 +158,7 @@ class Output:
     """Logits over labels."""
     routers: tuple[RouterStats, ...] = ()
     """One per mixture-of-experts layer."""
+    alone: tuple[Tensor, Tensor] | None = None
+    """Vectors (N, D) of the cells that have two modalities, read by one alone and by another alone."""
+    batch_BG: Tensor | None = None
+    """Logits over batches, of an adversary."""

@@ -83,6 +83,8 @@ class TrainedState:
     """What labels can be trusted with; None: not measured."""
     tissues: Tissues | None = None
     """Tissues that it tells apart."""
+    batches: tuple[str, ...] = ()
+    """Batches that its decoder can be told of."""
     integration: Integration | None = None
     """Where integrated cells stand; None: saved by a version that did not know."""
 
@@ -154,6 +156,7 @@ def save_state(
             "perturbations": None if state.perturbations is None else state.perturbations.to_dict(),
             "calibration": None if state.calibration is None else state.calibration.to_dict(),
             "tissues": None if state.tissues is None else asdict(state.tissues),
+            "batches": list(state.batches),
             "integration": None if state.integration is None else state.integration.to_dict(),
             "vocabulary_hash": state.vocabulary.hash(),
             "weights_hash": weights_hash(state.network),
@@ -241,6 +244,7 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         tissues = None
         if (told := config.get("tissues")) is not None:
             tissues = Tissues(names=label_names(told["names"]), temperature=float(told["temperature"]))
+        batches = label_names(config.get("batches", []))
         history = history_table(config["history"])
     except (AttributeError, KeyError, TypeError, ValueError, NotSetUpError) as error:
         if isinstance(error, ConfigError | VocabularyError | CheckpointError):
@@ -262,6 +266,7 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         n_labels=len(labels),
         n_targets=0 if perturbations is None else len(perturbations.targets),
         n_tissues=0 if tissues is None else len(tissues.names),
+        n_batches=len(batches),
         seed=seed,
     )
     network.load_state_dict(read_tensors(folder / _WEIGHTS, network.state_dict()))
@@ -279,6 +284,7 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         perturbations=perturbations,
         calibration=calibration,
         tissues=tissues,
+        batches=batches,
         integration=integration,
     )
 

@@ -119,6 +119,9 @@ class NetworkConfig:
         labelled cells are few.
     n_prompts
         Learned tokens that every cell gets beside its own, read by the encoder alone; 0 for none.
+    batches
+        Tell the decoder each cell's batch, where the setup names it and the training cells have two or more. The encoder is never
+        told, and a cell of an unknown batch is answered for as one of any.
     attention
         ``"auto"``, or one of ``"flash"``, ``"varlen"``, ``"sdpa"``, ``"reference"``.
     """
@@ -139,6 +142,7 @@ class NetworkConfig:
     label_dropout: float = 0.5
     label_gradient: float = 0.0
     n_prompts: int = 0
+    batches: bool = True
     attention: Literal["auto", "flash", "varlen", "sdpa", "reference"] = "auto"
 
     @property
@@ -202,10 +206,18 @@ class TrainingConfig:
         Range from which the masked share of a cell's tokens is drawn, anew for every cell and epoch.
     blank
         Where perturbed cells are registered, share of cells shown as nothing but what was done to them.
+    modality_dropout
+        Share of the cells with two or more measured modalities of which, in a step, one whole modality is hidden and asked for.
     n_queries, n_cell_queries
         Features asked per cell and step of the masked-bin and of the whole-cell objective.
     bins_weight, cell_weight, label_weight
         Weights of the masked-bin, whole-cell and label objectives.
+    contrast_weight
+        Weight of the contrast between the vectors of a cell read by one of its modalities alone and by another alone. It costs two
+        more passes of the encoder; at 0 there are none.
+    adversary_weight
+        Weight of an adversary that tells the batch from the cell vector while the encoder learns that it cannot, where the decoder
+        is told of batches; 0 for none.
     importance_weight, load_weight, router_z_weight
         Weights of the router's losses (Shazeer et al. 2017; Zoph et al. 2022).
     label_loss
@@ -230,11 +242,14 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     mask_ratio: tuple[float, float] = (0.1, 0.7)
     blank: float = 0.3
+    modality_dropout: float = 0.0
     n_queries: int = 32
     n_cell_queries: int = 64
     bins_weight: float = 1.0
     cell_weight: float = 1.0
     label_weight: float = 1.0
+    contrast_weight: float = 0.0
+    adversary_weight: float = 0.0
     importance_weight: float = 1e-2
     load_weight: float = 1e-2
     router_z_weight: float = 1e-3
@@ -252,6 +267,8 @@ class TrainingConfig:
             "bins_weight",
             "cell_weight",
             "label_weight",
+            "contrast_weight",
+            "adversary_weight",
             "importance_weight",
             "load_weight",
             "router_z_weight",
@@ -266,7 +283,9 @@ class TrainingConfig:
             self.label_loss,
             "use 'plain', 'weighted', 'balanced' or 'ldam'",
         )
-        _require(0 <= self.blank < 1, "TrainingConfig.blank", self.blank, "use [0, 1)")
+        for name in ("blank", "modality_dropout"):
+            share = getattr(self, name)
+            _require(0 <= share < 1, f"TrainingConfig.{name}", share, "use [0, 1)")
         _require(0 <= self.ema_decay < 1, "TrainingConfig.ema_decay", self.ema_decay, "use [0, 1)")
         _require(0 <= self.label_smoothing < 1, "TrainingConfig.label_smoothing", self.label_smoothing, "use [0, 1)")
 
@@ -441,6 +460,7 @@ def _paper() -> ModelConfig:
         decoder_experts=True,
         expert_hidden=480,
         n_factors=0,
+        batches=False,
         label_loss="weighted",
     )
 

@@ -280,6 +280,7 @@ class CellxPert(SetupMethods, IntegrationMethods):
             tensors=None if own is None else own.tensors,
             components=components_of(state),
             tissues=state.tissues,
+            batches=state.batches,
             integration=state.integration,
         )
         self._data, self._setup = data, setup
@@ -302,6 +303,7 @@ class CellxPert(SetupMethods, IntegrationMethods):
             perturbations=learned.perturbations,
             calibration=learned.calibration,
             tissues=learned.tissues,
+            batches=learned.batches,
             integration=learned.integration,
         )
         self._state.network.to(self._device)

@@ -488,3 +488,36 @@ def test_cells_carry_the_genes_that_are_set_in_them(rows, training, zeros, blank
     np.testing.assert_array_equal(given_.dose_BI, assigned.dose_NI[rows])
     assert given_.dose_BI.dtype == torch.float32
     assert not given_.before  # these cells were read after it
+
+
+# --- batches -----------------------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=30)
+@given(rows=ROWS, zeros=ZEROS, seed=st.integers(0, 99))
+def test_codes_of_batches_change_nothing_else(rows, zeros, seed):
+    codes = np.arange(40) % 5 - 1  # -1: unknown
+    expected = np.where(codes[rows] < 0, IGNORE, codes[rows])
+    plain, told = (collator(tokens_of(zeros=zeros), zeros=zeros, batches=given_) for given_ in (None, codes))
+    for rng in (None, np.random.default_rng(seed)):
+        one = plain(rows, rng=None if rng is None else np.random.default_rng(seed))
+        two = told(rows, rng=rng)
+        assert one.batch_B is None
+        if rng is None:
+            assert two.batch_B.tolist() == expected.tolist()
+        else:
+            assert all(code in (IGNORE, truth) for code, truth in zip(two.batch_B.tolist(), expected, strict=True))
+        assert contexts(one) == contexts(two)
+        if rng is not None:
+            for part in ("masked", "whole"):
+                for field in dataclasses.fields(one.masked):
+                    first, second = (getattr(getattr(x, part), field.name) for x in (one, two))
+                    assert first is second or torch.equal(first, second), field.name
+    assert told.context(rows, np.zeros(V, bool)).batch_B.tolist() == expected.tolist()
+
+
+def test_the_batch_of_a_tenth_of_training_cells_is_withheld():
+    make = collator(tokens_of(), batches=np.zeros(40, np.int64))
+    rng = np.random.default_rng(0)
+    share = np.mean([(make(np.arange(40), rng=rng).batch_B == IGNORE).double().mean() for _ in range(100)])
+    assert abs(share - 0.1) < 0.015

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from cellxpert.nn.attention import Layout
-from cellxpert.nn.heads import BinHead, LabelHead
+from cellxpert.nn.heads import BatchAdversary, BinHead, LabelHead
 
 LENGTHS = [1, 4, 2]
 FEATURES = torch.tensor([5, 5, 0, 1, 3, 5, 4])
@@ -82,3 +83,30 @@ def test_bins_add_what_is_usual_for_the_feature():
     found = head(answers, ids)
     expected = answers @ head.linear.weight.T + head.prior.weight[ids.clamp(min=0)]
     torch.testing.assert_close(found, expected)
+
+
+# --- an adversary ------------------------------------------------------------------------------------------------------
+
+
+def test_an_adversary_answers_as_a_plain_head_and_turns_the_gradient_round():
+    adversary = BatchAdversary(8, 3, generator=torch.Generator().manual_seed(0))
+    cell = torch.randn(5, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    batch = torch.tensor([0, 2, 1, 1, 0])
+    loss = F.cross_entropy(adversary(cell), batch)
+    plain = F.cross_entropy(adversary.out(F.gelu(adversary.hidden(cell))), batch)
+    assert loss.item() == plain.item()
+    own = [cell, *adversary.parameters()]
+    for found, expected, sign in zip(
+        torch.autograd.grad(loss, own), torch.autograd.grad(plain, own), [-1, 1, 1, 1, 1], strict=True
+    ):
+        torch.testing.assert_close(found, sign * expected)
+
+
+def test_an_adversary_is_drawn_from_its_generator_alone():
+    state = torch.get_rng_state()
+    one, same, other = (
+        BatchAdversary(8, 3, generator=torch.Generator().manual_seed(s)).state_dict() for s in (1, 1, 2)
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["hidden.weight"], other["hidden.weight"])

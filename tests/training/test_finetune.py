@@ -119,3 +119,60 @@ def test_only_a_trained_model_is_fine_tuned_and_only_on_cells_that_were_set_up(m
     cx.CellxPert.setup_anndata(own)
     with pytest.raises(cx.errors.NotTrainedError):
         cx.CellxPert(own, preset="nano").finetune()
+
+
+# --- batches -----------------------------------------------------------------------------------------------------------
+
+
+def _of_batches(cells, names):
+    own = cells[cells.obs["batch"].isin(names)].copy()
+    cx.CellxPert.setup_anndata(own, batch_key="batch")
+    return own
+
+
+def test_batches_keep_what_they_learned_and_new_ones_begin_at_nothing(tmp_path):
+    mdata = cx.datasets.synthetic(
+        n_cells=160, n_genes=30, n_peaks=0, n_proteins=0, n_types=2, n_batches=4, spatial_dims=0, seed=1
+    )
+    cells = mdata["rna"].copy()
+    cells.obs = mdata.obs.loc[cells.obs_names].astype(str)
+    names = sorted(set(cells.obs["batch"]))
+    model = cx.CellxPert(_of_batches(cells, [names[0], names[3]]), preset="nano", seed=0)
+    model.train(max_epochs=1, progress_bar=False)
+    state = model._trained()
+    assert state.batches == (names[0], names[3])
+    assert state.network.batches.tilt.weight.abs().sum(1).min() > 0
+    tuned = _copy(model, tmp_path)
+    assert tuned._trained().batches == state.batches
+    tuned.finetune(_of_batches(cells, names[1:]), max_epochs=1, learning_rate=1e-12, progress_bar=False)
+    after = tuned._trained()
+    assert after.batches == (names[0], names[3], names[1], names[2])
+    for name, weight in after.network.batches.named_parameters():
+        before = dict(state.network.batches.named_parameters())[name]
+        torch.testing.assert_close(weight[:2], before, atol=1e-6, rtol=0)
+        assert weight[2:].abs().max() < 1e-6
+    # an adapter adds none, and is rebuilt with those of its base
+    adapted = _copy(model, tmp_path)
+    adapted.add_adapter("a")
+    adapted.finetune(_of_batches(cells, names), adapter="a", max_epochs=1, progress_bar=False)
+    assert adapted._trained().batches == state.batches
+    again = _copy(adapted, tmp_path)
+    assert torch.equal(again._trained().network.batches.tilt.weight, state.network.batches.tilt.weight)
+    plain = cells.copy()
+    cx.CellxPert.setup_anndata(plain)
+    untold = _copy(model, tmp_path)
+    untold.finetune(plain, max_epochs=1, progress_bar=False)
+    assert untold._trained().batches == state.batches
+
+
+def test_a_model_may_know_no_batches():
+    mdata = cx.datasets.synthetic(
+        n_cells=60, n_genes=20, n_peaks=0, n_proteins=0, n_types=2, n_batches=2, spatial_dims=0, seed=1
+    )
+    adata = mdata["rna"].copy()
+    adata.obs = mdata.obs.loc[adata.obs_names].astype(str)
+    cx.CellxPert.setup_anndata(adata, batch_key="batch")
+    model = cx.CellxPert(adata, config=cx.config.preset("nano").replace(batches=False), seed=0)
+    model.train(max_epochs=1, progress_bar=False)
+    assert model._trained().batches == ()
+    assert model._trained().network.batches is None

@@ -11,10 +11,13 @@ import torch.nn.functional as F
 
 from cellxpert.batch import IGNORE, Questions, RouterStats
 from cellxpert.training.objectives import (
+    TEMPERATURE,
     LabelObjective,
+    adversary_loss,
     bins_loss,
     class_margins,
     class_weights,
+    contrast_loss,
     label_loss,
     router_losses,
 )
@@ -172,3 +175,47 @@ def test_router_losses() -> None:
     assert losses["importance"].item() == pytest.approx((math.sqrt(1.0) / 2.0) ** 2, rel=1e-5)
     assert losses["load"].item() == 0
     assert losses["router_z"].item() == 0.5
+
+
+def _vectors(seed: int, n: int = 5) -> torch.Tensor:
+    return torch.randn(n, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def test_contrast_is_a_plain_loop() -> None:
+    a, b = _vectors(0), _vectors(1)
+    total = 0.0
+    for one, other in ((a, b), (b, a)):
+        for i in range(5):
+            cosine = [float(one[i] @ other[j] / (one[i].norm() * other[j].norm())) / TEMPERATURE for j in range(5)]
+            total -= math.log(math.exp(cosine[i]) / sum(math.exp(x) for x in cosine))
+    assert contrast_loss(a, b).item() == pytest.approx(total / 10, rel=1e-5)
+    assert contrast_loss(3 * a, b).item() == pytest.approx(contrast_loss(a, b).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("n", [2, 7])
+def test_contrast_where_it_is_known(n: int) -> None:
+    """All vectors alike: chance. Each alike with its partner and at right angles to the others: nearly nothing."""
+    assert contrast_loss(torch.ones(n, 3), torch.ones(n, 3)).item() == pytest.approx(math.log(n), rel=1e-5)
+    right = math.log(1 + (n - 1) * math.exp(-1 / TEMPERATURE))
+    assert contrast_loss(torch.eye(n), torch.eye(n)).item() == pytest.approx(right, rel=1e-2, abs=1e-6)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_a_pair_without_others_is_no_contrast(n: int) -> None:
+    a, b = _vectors(0, n).requires_grad_(), _vectors(1, n).requires_grad_()
+    loss = contrast_loss(a, b)
+    loss.backward()
+    assert loss.item() == 0
+    assert not a.grad.any()
+    assert not b.grad.any()
+
+
+def test_an_adversary_counts_where_the_batch_is_told() -> None:
+    logits, batch = _vectors(3), torch.tensor([0, 3, IGNORE, 1, IGNORE])
+    expected = np.mean([-logits[b].log_softmax(-1)[batch[b]].item() for b in (0, 1, 3)])
+    assert adversary_loss(logits, batch).item() == pytest.approx(expected, rel=1e-5)
+    logits = logits.requires_grad_()
+    nothing = adversary_loss(logits, torch.full((5,), IGNORE))
+    nothing.backward()
+    assert nothing.item() == 0
+    assert not logits.grad.any()

@@ -229,3 +229,26 @@ def test_control_cells_must_be_among_the_training_cells(
     cells = Cells.open(screen, read_setup(screen))
     assert perturbations_of(cells, np.flatnonzero(control), screen_config) is None
     assert perturbations_of(cells, np.arange(7), screen_config).targets == ("g00", "g01")
+
+
+# --- several modalities and batches ------------------------------------------------------------------------------------
+
+
+def test_all_objectives_are_named_in_the_history_and_repeat() -> None:
+    mdata = cx.datasets.synthetic(
+        n_cells=120, n_genes=24, n_peaks=0, n_proteins=8, n_types=2, n_batches=2, spatial_dims=0, seed=2
+    )
+    cx.CellxPert.setup_mudata(mdata, rna="rna", protein="protein", batch_key="batch")
+    config = cx.config.preset("nano").replace(modality_dropout=0.3, contrast_weight=0.2, adversary_weight=0.5)
+    models = []
+    for _ in range(2):
+        model = cx.CellxPert(mdata, config=config, seed=0)
+        model.train(max_epochs=2, progress_bar=False)
+        models.append(model)
+    named = {name for name in models[0].history if name.startswith("train_")}
+    assert named >= {"train_bins", "train_cell", "train_contrast", "train_adversary"}
+    assert "validation_contrast" in models[0].history
+    assert "validation_adversary" not in models[0].history
+    assert all(np.isfinite(table.to_numpy()).all() for table in models[0].history.values())
+    first, second = (model._trained().network.state_dict() for model in models)
+    assert all(torch.equal(first[name], second[name]) for name in first)

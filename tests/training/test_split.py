@@ -8,10 +8,11 @@ import pytest
 from mudata import MuData
 
 import cellxpert as cx
+from cellxpert.batch import IGNORE
 from cellxpert.data.cells import Cells
 from cellxpert.data.setup import read_setup
 from cellxpert.errors import ConfigError, SplitError
-from cellxpert.training.split import classes_of, split_cells, unlearned
+from cellxpert.training.split import batch_codes, batches_of, classes_of, split_cells, unlearned
 
 LABELS = "bulk_labels"
 
@@ -77,3 +78,33 @@ def test_labels_that_training_cells_lack_are_told_by_name() -> None:
     assert "'C' (2 cells)" in unlearned(labels, classes, "Unknown")
     assert unlearned(labels, ("A", "B", "C"), "Unknown") == ""
     assert classes_of(None, np.array([0]), "Unknown") == ()
+
+
+# --- batches -----------------------------------------------------------------------------------------------------------
+
+
+def _with_batches(cells: Cells) -> Cells:
+    adata = cells.adata("rna")
+    cx.CellxPert.setup_anndata(adata, batch_key="donor")
+    return Cells.open(adata, read_setup(adata))
+
+
+def test_batches_are_those_of_the_training_cells(cells: Cells) -> None:
+    donors = cells.obs("donor").astype(str).to_numpy()
+    told = _with_batches(cells)
+    some = np.flatnonzero(np.isin(donors, ["d4", "d1", "d3"]))
+    assert batches_of(told, some) == ("d1", "d3", "d4")
+    assert batches_of(told, some, before=("x", "d4")) == ("x", "d4", "d1", "d3")
+    assert batches_of(told, np.flatnonzero(donors == "d2")) == ()
+    assert batches_of(told, np.flatnonzero(donors == "d2"), before=("x", "y")) == ("x", "y", "d2")
+    assert batches_of(cells, some) == ()
+    assert batches_of(cells, some, before=("x", "y")) == ("x", "y")
+
+
+def test_codes_follow_the_names(cells: Cells) -> None:
+    donors = cells.obs("donor").astype(str)
+    told, names = _with_batches(cells), ("d5", "x", "d0")
+    expected = [{"d5": 0, "d0": 2}.get(donor, IGNORE) for donor in donors]
+    assert batch_codes(told, names).tolist() == expected
+    assert batch_codes(told, ()) is None
+    assert batch_codes(cells, names) is None

@@ -5,7 +5,7 @@ Everything is done for all cells of a batch at once. Legend: B cells, N tokens o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -14,7 +14,9 @@ import torch
 
 from cellxpert.batch import IGNORE, Batch, Intervention, Questions
 from cellxpert.data.binning import ragged
+from cellxpert.data.drawn import Drawn
 from cellxpert.data.draws import distinct, ragged_permutation
+from cellxpert.data.modalities import HiddenModalities
 from cellxpert.data.perturbations import Assigned
 from cellxpert.data.tokens import Tokens
 
@@ -24,27 +26,8 @@ Ints = npt.NDArray[np.int64]
 _NO_VALUES, _CAUSAL = 0.4, 0.3
 """Shares of cells whose queries see no movable values, and those earlier in a random order; the others leave one out."""
 _PAD_TO = 8
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """Tokens of a batch in vocabulary order, and one random order of each cell's tokens."""
-
-    feature_N: Ints
-    bin_N: Ints
-    cell_N: Ints
-    start: Ints
-    order_N: Ints
-    """Token at each place of the random order (cells stay end to end)."""
-    rank_N: Ints
-    """Place within its cell of ``order_N[i]``."""
-    pattern_B: Ints
-    skipped_N: Ints
-    """Features measured as zero before each token, plus a span for each cell before its own: ascending."""
-
-    @property
-    def lengths_B(self) -> Ints:
-        return np.diff(self.start)
+_WITHHELD = 0.1
+"""Share of training cells whose batch is not told."""
 
 
 class Collator:
@@ -87,6 +70,14 @@ class Collator:
     blank
         Share of training cells of which nothing is shown: what holds for any cell, and all that an intervention does, is
         learned from these. Their labels and whole-cell questions do not count.
+    batches
+        Code of the batch of every cell of ``tokens``, negative where it is unknown, or None. In training batches a tenth of the
+        cells count as unknown.
+    modality_V
+        Modality of each feature, as place in ``MODALITIES``; needed to hide modalities.
+    modality_dropout
+        Share of the training cells with two or more measured modalities of which one, whole, is hidden and asked for in ``masked``,
+        and nothing else of these cells.
     """
 
     def __init__(
@@ -105,6 +96,9 @@ class Collator:
         whole: bool = True,
         assigned: Assigned | None = None,
         blank: float = 0.0,
+        batches: Ints | None = None,
+        modality_V: Ints | None = None,
+        modality_dropout: float = 0.0,
     ) -> None:
         assert layout in {"packed", "padded"}, layout
         assert zeros in {"drop", "keep"}, zeros
@@ -113,8 +107,9 @@ class Collator:
         self.layout, self.mask_ratio, self.n_queries = layout, mask_ratio, min(n_queries, n_features)
         self.n_cell_queries = min(n_cell_queries, n_features)
         self.zeros, self.shuffle_positions, self.whole = zeros, shuffle_positions, whole
-        self.assigned, self.blank = assigned, blank
-        measured = tokens.measured_features
+        self.assigned, self.blank, self.batches = assigned, blank, batches
+        self._hiding = HiddenModalities(tokens.measured_features, modality_V=modality_V, share=modality_dropout)
+        measured = self._hiding.scope_SV
         self._rank = np.cumsum(measured, axis=1) - 1  # place of each feature among those measured, per pattern
         self._n_measured = measured.sum(axis=1)
         self._measured = np.zeros(measured.shape, np.int64)  # and the feature at each place
@@ -143,8 +138,9 @@ class Collator:
         """
         rows = np.asarray(rows, dtype=np.int64)
         drawn = self._draw(rows, rng)
-        hidden_B = np.zeros(len(rows), np.int64)
+        hidden_B, gone_B = np.zeros(len(rows), np.int64), np.full(len(rows), -1)
         masked = whole = blank_B = None
+        shown = drawn
         if rng is not None:
             lengths_B = drawn.lengths_B
             ratio_B = rng.uniform(*self.mask_ratio, size=len(rows))
@@ -154,31 +150,28 @@ class Collator:
             if self.blank:
                 blank_B = rng.random(len(rows)) < self.blank
                 hidden_B = np.where(blank_B, lengths_B, hidden_B)
-            masked = self._masked(drawn, hidden_B, rng)
+            gone_B = self._hiding.choose(drawn.pattern_B, rng)
+            gone_B = gone_B if blank_B is None else np.where(blank_B, -1, gone_B)
+            asked, shown = self._hiding.divide(drawn, gone_B)
+            masked = self._masked(asked, np.where(gone_B >= 0, asked.lengths_B, hidden_B), rng)
+            hidden_B = np.where(gone_B >= 0, 0, hidden_B)
             whole = self._whole(drawn, rng) if self.whole else None
             if blank_B is not None and whole is not None:
                 whole.target_BQ[torch.from_numpy(blank_B)] = IGNORE
         batch = self._lay_out(
-            drawn, hidden_B, rows=rows, shuffled=rng is not None, parts=(masked, whole), labels=labels
+            shown, hidden_B, rows=rows, shuffled=rng is not None, parts=(masked, whole), labels=labels
         )
-        return self._say_what_is_shown(batch, drawn, hidden_B, rows=rows, blank_B=blank_B)
+        batch = self._say_what_is_shown(batch, shown, hidden_B, rows=rows, blank_B=blank_B, whole_B=gone_B >= 0)
+        if self.batches is not None and rng is not None:
+            told_B = rng.random(len(rows)) >= _WITHHELD
+            batch = replace(batch, batch_B=batch.batch_B.masked_fill(torch.from_numpy(~told_B), IGNORE))
+        return batch
 
     def context(self, rows: npt.ArrayLike, hidden_V: npt.NDArray[np.bool_]) -> Batch:
         """Make a batch of cells without some features, whatever their value, and without questions."""
         rows = np.asarray(rows, dtype=np.int64)
         drawn = self._draw(rows, None)
-        shown_N = ~hidden_V[drawn.feature_N]
-        start = ragged(np.bincount(drawn.cell_N[shown_N], minlength=len(rows)))
-        order_N = drawn.order_N[shown_N[drawn.order_N]]
-        kept = replace(
-            drawn,
-            feature_N=drawn.feature_N[shown_N],
-            bin_N=drawn.bin_N[shown_N],
-            cell_N=drawn.cell_N[shown_N],
-            start=start,
-            order_N=(np.cumsum(shown_N) - 1)[order_N],
-            rank_N=np.arange(start[-1]) - start[drawn.cell_N[shown_N]],
-        )
+        kept = drawn.only(~hidden_V[drawn.feature_N])
         nothing_B = np.zeros(len(rows), np.int64)
         batch = self._lay_out(kept, nothing_B, rows=rows, shuffled=False, parts=(None, None), labels=None)
         if self.zeros == "keep":
@@ -188,9 +181,19 @@ class Collator:
         return replace(batch, measured_PV=torch.from_numpy(shown_PV), pattern_B=torch.from_numpy(pattern_B.reshape(-1)))
 
     def _say_what_is_shown(
-        self, batch: Batch, drawn: _Drawn, hidden_B: Ints, *, rows: Ints, blank_B: npt.NDArray[np.bool_] | None
+        self,
+        batch: Batch,
+        drawn: Drawn,
+        hidden_B: Ints,
+        *,
+        rows: Ints,
+        blank_B: npt.NDArray[np.bool_] | None,
+        whole_B: npt.NDArray[np.bool_],
     ) -> Batch:
-        """Say which zeros were measured, which features are hidden, and which genes are set from outside."""
+        """Say which zeros were measured, which features are hidden, and which genes are set from outside.
+
+        Where a whole modality is hidden (``whole_B``) it counts as not measured, so that none of its features is hidden beside.
+        """
         if self.assigned is not None:
             intervention = Intervention(
                 feature_BI=torch.from_numpy(self.assigned.feature_NI[rows]),
@@ -208,19 +211,21 @@ class Collator:
         token = drawn.order_N[drawn.rank_N < hidden_B[drawn.cell_N]]
         feature, cell = [drawn.feature_N[token]], [drawn.cell_N[token]]
         if batch.masked is not None and batch.masked.target_BQ is not None:
-            asked_BQ = (batch.masked.target_BQ == 0).numpy()  # hidden zeros are those that are asked for
+            asked_BQ = (batch.masked.target_BQ == 0).numpy() & ~whole_B[
+                :, None
+            ]  # hidden zeros are those that are asked for
             feature.append(batch.masked.query_BQ.numpy()[asked_BQ])
             cell.append(np.nonzero(asked_BQ)[0])
         pattern, pattern_B = np.unique(drawn.pattern_B, return_inverse=True)
         return replace(
             batch,
-            measured_PV=torch.from_numpy(self.tokens.measured_features[pattern]),
+            measured_PV=torch.from_numpy(self._hiding.scope_SV[pattern]),
             pattern_B=torch.from_numpy(pattern_B.reshape(-1)),
             hidden_feature_H=torch.from_numpy(np.concatenate(feature)),
             hidden_cell_H=torch.from_numpy(np.concatenate(cell)),
         )
 
-    def _draw(self, rows: Ints, rng: np.random.Generator | None) -> _Drawn:
+    def _draw(self, rows: Ints, rng: np.random.Generator | None) -> Drawn:
         lengths = self.tokens.start[rows + 1] - self.tokens.start[rows]
         start = ragged(lengths)
         cell_N = np.repeat(np.arange(len(rows)), lengths)
@@ -234,13 +239,9 @@ class Collator:
         else:
             order_N = np.arange(len(at_N))
         bin_N = self.tokens.bin[at_N].astype(np.int64)
-        pattern_B = self.tokens.pattern[rows].astype(np.int64)
-        skipped_N = at_N[:0]
-        if rng is not None and self.zeros == "drop":
-            skipped_N = self._rank[pattern_B[cell_N], feature_N] - place_N + cell_N * self._span
-        return _Drawn(feature_N, bin_N, cell_N, start, order_N, place_N, pattern_B, skipped_N)
+        return Drawn(feature_N, bin_N, cell_N, start, order_N, place_N, self.tokens.pattern[rows].astype(np.int64))
 
-    def _masked(self, drawn: _Drawn, hidden_B: Ints, rng: np.random.Generator) -> Questions:
+    def _masked(self, drawn: Drawn, hidden_B: Ints, rng: np.random.Generator) -> Questions:
         """Hidden tokens first (the random order begins with them), then measured zeros."""
         width = self.n_queries
         if self.zeros == "keep":
@@ -266,7 +267,7 @@ class Collator:
             rate_B2=None if self.zeros == "keep" else _rates((n_zero_B, n_zeros_B), (n_hidden_B, drawn.lengths_B)),
         )
 
-    def _whole(self, drawn: _Drawn, rng: np.random.Generator) -> Questions:
+    def _whole(self, drawn: Drawn, rng: np.random.Generator) -> Questions:
         """Expressed features of the whole cell, then features measured as zero."""
         width, n_cells = self.n_cell_queries, len(drawn.pattern_B)
         query_BQ = np.full((n_cells, width), -1, np.int64)
@@ -298,7 +299,7 @@ class Collator:
         )
 
     def _ask_zeros(
-        self, drawn: _Drawn, query_BQ: Ints, target_BQ: Ints, *, first_B: Ints, n_B: Ints, rng: np.random.Generator
+        self, drawn: Drawn, query_BQ: Ints, target_BQ: Ints, *, first_B: Ints, n_B: Ints, rng: np.random.Generator
     ) -> None:
         """Write ``n_B`` random features that were measured and are no tokens, from column ``first_B`` on.
 
@@ -309,13 +310,17 @@ class Collator:
         draw_BQ = distinct(n_measured_B - drawn.lengths_B, n_B, width=query_BQ.shape[1], rng=rng)
         cell, column = np.nonzero(np.arange(query_BQ.shape[1]) < n_B[:, None])
         j = draw_BQ[cell, column]
-        place = j + np.searchsorted(drawn.skipped_N, j + cell * self._span, side="right") - drawn.start[cell]
+        # features measured as zero before each token, plus a span for each cell before its own: ascending
+        skipped_N = (
+            self._rank[drawn.pattern_B[drawn.cell_N], drawn.feature_N] - drawn.rank_N + drawn.cell_N * self._span
+        )
+        place = j + np.searchsorted(skipped_N, j + cell * self._span, side="right") - drawn.start[cell]
         query_BQ[cell, first_B[cell] + column] = self._measured[drawn.pattern_B[cell], place]
         target_BQ[cell, first_B[cell] + column] = 0
 
     def _lay_out(
         self,
-        drawn: _Drawn,
+        drawn: Drawn,
         hidden_B: Ints,
         *,
         rows: Ints,
@@ -347,10 +352,6 @@ class Collator:
         if self.shuffle_positions:
             position = np.zeros(n_places, np.int64)
             position[at_B[cell] + within] = within
-        label = None
-        if labels is not None:
-            code = np.asarray(labels, dtype=np.int64)[rows]
-            label = torch.from_numpy(np.where(code < 0, IGNORE, code))
         return Batch(
             feature_T=torch.from_numpy(feature_T),
             bin_T=torch.from_numpy(bin_T),
@@ -359,11 +360,17 @@ class Collator:
             position_T=None if position is None else torch.from_numpy(position),
             masked=parts[0],
             whole=parts[1],
-            label_B=label,
+            label_B=None if labels is None else _codes(labels, rows),
             row_B=torch.from_numpy(self.tokens.rows[rows]),
             place_BX=None if self.tokens.place is None else torch.from_numpy(self.tokens.place[rows]),
             image_BF=None if self.tokens.image is None else torch.from_numpy(self.tokens.image[rows]),
+            batch_B=None if self.batches is None else _codes(self.batches, rows),
         )
+
+
+def _codes(code_N: npt.ArrayLike, rows: Ints) -> torch.Tensor:
+    code = np.asarray(code_N, dtype=np.int64)[rows]
+    return torch.from_numpy(np.where(code < 0, IGNORE, code))
 
 
 def _rates(zero: tuple[Ints, Ints], nonzero: tuple[Ints, Ints]) -> torch.Tensor:
@@ -377,7 +384,7 @@ def _rates(zero: tuple[Ints, Ints], nonzero: tuple[Ints, Ints]) -> torch.Tensor:
 
 
 def _ask_tokens(
-    drawn: _Drawn,
+    drawn: Drawn,
     token: Ints,
     count_B: Ints,
     query_BQ: Ints,

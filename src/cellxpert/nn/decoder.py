@@ -37,6 +37,8 @@ class Memory:
     """True at tokens, False at padding; None if there is no padding. No row may be all False."""
     evidence: Evidence | None = None
     """What the context says of the factors; not read by the decoder."""
+    batch_B: Tensor | None = None
+    """Batches of the cells; a query is told of them before the decoder reads it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,8 @@ class PreparedMemory:
     """As in :class:`Memory`."""
     evidence: Evidence | None = None
     """As in :class:`Memory`."""
+    batch_B: Tensor | None = None
+    """As in :class:`Memory`."""
 
     def cells(self, part: slice) -> PreparedMemory:
         """Some of the contexts, side by side."""
@@ -62,6 +66,7 @@ class PreparedMemory:
             values=tuple(x[part] for x in self.values),
             mask_BL=None if self.mask_BL is None else self.mask_BL[part],
             evidence=evidence,
+            batch_B=None if self.batch_B is None else self.batch_B[part],
         )
 
 
@@ -139,7 +144,9 @@ class Decoder(nn.Module):
         """Compute every layer's keys and values of a memory."""
         pairs = [layer.memory_kv(memory.tokens_BLD).chunk(2, dim=-1) for layer in self.layers]
         keys, values = (tuple(_heads(x) for x in xs) for xs in zip(*pairs, strict=True))
-        return PreparedMemory(keys=keys, values=values, mask_BL=memory.mask_BL, evidence=memory.evidence)
+        return PreparedMemory(
+            keys=keys, values=values, mask_BL=memory.mask_BL, evidence=memory.evidence, batch_B=memory.batch_B
+        )
 
     def forward(
         self, x_BQD: Tensor, memory: Memory | PreparedMemory | None, values: Values | None = None, *, counted_BQ: Tensor

@@ -38,6 +38,8 @@ class Encoded:
     """One per mixture-of-experts layer."""
     evidence: Evidence | None = None
     """What the context says of the factors; None for a network without them."""
+    batch_B: Tensor | None = None
+    """Batches of the cells, which only questions about them are told of."""
 
 
 class Encoder(nn.Module):

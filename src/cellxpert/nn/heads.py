@@ -1,7 +1,7 @@
-"""From vectors to answers: the label of a cell, and bins of features.
+"""From vectors to answers: the label of a cell, bins of features, and what an adversary says of a cell's batch.
 
 Shape suffixes: B cells, T tokens of all cells end to end, Q queries, D width, C labels, K bins, V features,
-M modalities, F image features.
+M modalities, F image features, G batches.
 """
 
 from __future__ import annotations
@@ -13,7 +13,39 @@ from torch import Tensor, nn
 from cellxpert.nn.attention import Layout
 from cellxpert.nn.cell import magnitude_scale
 
-__all__ = ["BinHead", "LabelHead"]
+__all__ = ["BatchAdversary", "BinHead", "LabelHead"]
+
+
+class BatchAdversary(nn.Module):
+    """Tells the batch from the cell vector, while what is below learns that it cannot (Ganin et al. 2016).
+
+    A layer of the vector's width, then logits. The gradient that reaches the vector is that of the negative of the loss.
+    It is part of training, not of the network: nothing else asks it.
+
+    Parameters
+    ----------
+    width
+        Width of the cell vector.
+    n_batches
+        Number of batches.
+    generator
+        Source of the initial weights; the global generator is never touched.
+    """
+
+    def __init__(self, width: int, n_batches: int, *, generator: torch.Generator) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            self.hidden = nn.Linear(width, width)
+            self.out = nn.Linear(width, n_batches)
+        with torch.no_grad():
+            for layer in (self.hidden, self.out):
+                layer.weight.normal_(std=width**-0.5, generator=generator)
+                layer.bias.zero_()
+
+    def forward(self, cell_BD: Tensor) -> Tensor:
+        """Return logits (B, G)."""
+        turned_BD = 2 * cell_BD.detach() - cell_BD  # the same values, the gradient turned round
+        return self.out(F.gelu(self.hidden(turned_BD)))
 
 
 class LabelHead(nn.Module):

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from cellxpert.batch import Batch, Intervention, Output, Questions, RouterStats
 from cellxpert.config import ModelConfig, NetworkConfig
 from cellxpert.nn.attention import Layout, pad
-from cellxpert.nn.cell import CellHead, CellQueries
+from cellxpert.nn.batches import Batches
+from cellxpert.nn.cell import CellHead, CellQueries, magnitude_scale
 from cellxpert.nn.decoder import Decoder, Memory, PreparedMemory, Values
 from cellxpert.nn.embedding import Embedding
 from cellxpert.nn.encoder import Encoded, Encoder
@@ -50,6 +51,8 @@ class Network(nn.Module):
         Number of tissues; 0 for a network without a tissue head.
     n_targets
         Number of genes that were perturbed in training cells; 0 for a network that has seen none.
+    n_batches
+        Number of batches that the decoder can be told of; 0 for none.
     place, n_image
         Whether places of cells are read, and how many image features.
     max_tokens
@@ -67,6 +70,7 @@ class Network(nn.Module):
         n_labels: int = 0,
         n_tissues: int = 0,
         n_targets: int = 0,
+        n_batches: int = 0,
         place: bool = False,
         n_image: int = 0,
         max_tokens: int = 4096,
@@ -106,6 +110,7 @@ class Network(nn.Module):
             if self.tissues is not None:
                 self.tissues.requires_grad_(requires_grad=False)  # fitted after training
             self.prompts = Prompts(config.n_prompts, width) if config.n_prompts else None
+            self.batches = Batches(width, n_batches=n_batches, n_features=self.n_features) if n_batches else None
         _draw_weights(self, generator if generator is not None else torch.Generator().manual_seed(0))
 
     @classmethod
@@ -118,6 +123,7 @@ class Network(nn.Module):
         seed: int,
         n_targets: int = 0,
         n_tissues: int = 0,
+        n_batches: int = 0,
         place: bool = False,
         n_image: int = 0,
     ) -> Network:
@@ -129,6 +135,7 @@ class Network(nn.Module):
             n_labels=n_labels,
             n_targets=n_targets,
             n_tissues=n_tissues,
+            n_batches=n_batches,
             place=place,
             n_image=n_image,
             max_tokens=config.tokens.max_tokens,
@@ -184,6 +191,7 @@ class Network(nn.Module):
             layout=layout,
             routers=routers,
             evidence=evidence,
+            batch_B=batch.batch_B,
         )
 
     def memory(self, encoded: Encoded) -> Memory:
@@ -192,6 +200,7 @@ class Network(nn.Module):
             tokens_BLD=pad(encoded.tokens_TD, encoded.layout),
             mask_BL=encoded.layout.mask_BL(),
             evidence=encoded.evidence,
+            batch_B=encoded.batch_B,
         )
 
     def prepare(self, memory: Memory) -> PreparedMemory:
@@ -199,7 +208,10 @@ class Network(nn.Module):
         return self.decoder.prepare(memory)
 
     def decode(self, questions: Questions, memory: Memory | PreparedMemory) -> Tensor:
-        """Return logits over bins (B, Q, K). A memory of one context serves all B rows of the questions."""
+        """Return logits over bins (B, Q, K). A memory of one context serves all B rows of the questions.
+
+        Cells whose batch the memory says are answered for as cells of that batch, others as cells of any.
+        """
         return self._decode(questions, memory)[0]
 
     def decode_cell(self, query_BQ: Tensor, encoded: Encoded) -> Tensor:
@@ -233,9 +245,24 @@ class Network(nn.Module):
         return (probability_VK * self.factors.levels(query_1V[0])).sum(-1)
 
     def _decode_cell(self, query_BQ: Tensor, encoded: Encoded) -> tuple[Tensor, tuple[RouterStats, ...]]:
-        queries_BQD = self.cell_queries(self.embedding.queries(query_BQ), encoded.cell_BD, encoded.lowest_BM)
+        queries_BQD = self.cell_queries(self._queries(query_BQ, encoded), encoded.cell_BD, encoded.lowest_BM)
         answers_BQD, routers = self.decoder(queries_BQD, None, counted_BQ=query_BQ >= 0)
-        return self.bins(answers_BQD, query_BQ), routers
+        return self._answers(answers_BQD, query_BQ, encoded), routers
+
+    def _queries(self, query_BQ: Tensor, told: Encoded | Memory | PreparedMemory) -> Tensor:
+        query_BQD = self.embedding.queries(query_BQ)
+        if self.batches is None or told.batch_B is None:
+            return query_BQD
+        return self.batches.queries(query_BQD, told.batch_B)
+
+    def _answers(self, answers_BQD: Tensor, query_BQ: Tensor, told: Encoded | Memory | PreparedMemory) -> Tensor:
+        logits_BQK = self.bins(answers_BQD, query_BQ)
+        if self.batches is None or told.batch_B is None:
+            return logits_BQK
+        level_BQK = (
+            magnitude_scale(self.n_bins).to(logits_BQK) if self.factors is None else self.factors.levels(query_BQ)
+        )
+        return logits_BQK + self.batches.answers(query_BQ, told.batch_B, level_BQK)
 
     def _decode(self, questions: Questions, memory: Memory | PreparedMemory) -> tuple[Tensor, tuple[RouterStats, ...]]:
         query_BQ, values = questions.query_BQ, None
@@ -247,8 +274,8 @@ class Network(nn.Module):
                 tokens_BMD=self.embedding.tokens(feature_BM, questions.value_bin_BM),
                 visible_BQM=questions.visible_BQM & (feature_BM >= 0)[:, None, :],
             )
-        answers_BQD, routers = self.decoder(self.embedding.queries(query_BQ), memory, values, counted_BQ=query_BQ >= 0)
-        logits_BQK = self.bins(answers_BQD, query_BQ)
+        answers_BQD, routers = self.decoder(self._queries(query_BQ, memory), memory, values, counted_BQ=query_BQ >= 0)
+        logits_BQK = self._answers(answers_BQD, query_BQ, memory)
         if self.factors is not None and memory.evidence is not None:
             logits_BQK = logits_BQK + self._tilt(questions, memory.evidence)
         return logits_BQK, routers
@@ -297,7 +324,7 @@ def _draw_weights(network: Network, generator: torch.Generator) -> None:
     cell: feature, gate                        normal, 0.02; 0.1
     cell queries: gain, depth                  normal, 0.02; 0
     labels, tissues: magnitudes and images     0
-    surroundings                               0
+    surroundings, batches                      0
     bins, labels, tissues                      normal, 0.02
     factors: read, answer, zero                normal, 0.02
     intervention: direct and pair              normal, 0.1
@@ -316,7 +343,7 @@ def _draw_weights(network: Network, generator: torch.Generator) -> None:
             nn.init.constant_(weight, 0.1)
         elif (
             name == "cell_queries.depth.weight"
-            or part == "surroundings"
+            or part in {"surroundings", "batches"}
             or (part in {"labels", "tissues"} and owner in {"magnitude", "image"})
         ):
             nn.init.zeros_(weight)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -24,11 +26,12 @@ from cellxpert.errors import AdapterError, CellxPertWarning
 from cellxpert.nn.network import Network
 from cellxpert.training.adapters import HEAD, inject, merged, require_same_answers, tensors_of
 from cellxpert.training.run import Learned, TrainArguments, learn, perturbations_of
-from cellxpert.training.split import classes_of, split_cells, unlearned
+from cellxpert.training.split import batches_of, classes_of, split_cells, unlearned
 
 __all__ = ["finetune_network"]
 
 _CODES = "factors.intervention.code.weight"
+_OF_BATCHES = "batches."
 
 
 def finetune_network(
@@ -45,12 +48,13 @@ def finetune_network(
     tensors: Mapping[str, Tensor] | None = None,
     components: Components | None = None,
     tissues: Tissues | None = None,
+    batches: tuple[str, ...] = (),
     integration: Integration | None = None,
 ) -> Learned:
     """Train on an object with the features, bins and weights of a trained network.
 
-    All weights learn, or an adapter and the label head alone. Labels and perturbed genes that the network knows keep theirs; what perturbing other genes does begins at the
-    observed effects; with other labels than before the label head is made anew.
+    All weights learn, or an adapter and the label head alone. Labels, perturbed genes and batches that the network knows keep theirs; what perturbing other genes does begins at the
+    observed effects, what other batches have at nothing; with other labels than before the label head is made anew.
 
     Parameters
     ----------
@@ -70,6 +74,8 @@ def finetune_network(
         Components that the network's labels were told in.
     tissues
         Tissues that the network tells apart.
+    batches
+        Batches that its decoder can be told of; an adapter adds none.
     integration
         Where cells were integrated before.
 
@@ -87,20 +93,11 @@ def finetune_network(
     CellxPertWarning
         If validation or test cells have labels that no training cell has, or no training cell has a label that the network knows.
     """
-    column = cells.labels()
+    column, before = cells.labels(), () if tissues is None else tissues.names
     split = split_cells(cells, column, train_size=arguments.train_size, split_key=arguments.split_key, seed=seed)
     train_rows = np.flatnonzero(split.to_numpy() == "train")
     unlabeled = cells.setup.unlabeled_category
-    found = classes_of(column, train_rows, unlabeled)
-    classes = labels if set(found) <= set(labels) else found
-    lost = [] if column is None else sorted(set(classes) - set(found))
-    forgotten = (
-        f"no training cell has the labels {lost[:20]}: the label head is fitted to these cells and no longer names them"
-    )
-    for text in (unlearned(column, classes, unlabeled), forgotten if len(found) > 1 and lost else ""):
-        if text:
-            warnings.warn(text, CellxPertWarning, stacklevel=3)
-    before = () if tissues is None else tissues.names
+    classes = _classes(column, train_rows, labels, unlabeled=unlabeled)
     names = classes_of(cells.tissues(), train_rows, unlabeled)
     if adapter is None and not set(names) <= set(before):
         tissues = Tissues(names=names)
@@ -108,6 +105,8 @@ def finetune_network(
     if adapter is not None:
         _require_known(here, perturbations)
         here = None
+    elif config.network.batches:
+        batches = batches_of(cells, train_rows, before=batches)
     known = _together(perturbations, here)
     tuned = Network.from_config(
         config,
@@ -117,6 +116,7 @@ def finetune_network(
         n_labels=len(classes),
         n_targets=0 if known is None else len(known.targets),
         n_tissues=0 if tissues is None else len(tissues.names),
+        n_batches=len(batches),
         seed=seed,
     )
     anew = set() if adapter is None and classes == labels else {"labels."}
@@ -144,6 +144,7 @@ def finetune_network(
         adapter=adapter,
         components=components,
         tissues=tissues,
+        batches=batches,
         integration=integration,
     )
     if adapter is None:
@@ -151,6 +152,22 @@ def finetune_network(
     require_same_answers(tuned, base, adapter)
     found = tensors_of(tuned)
     return replace(learned, network=merged(base, adapter, found), tensors=found)
+
+
+def _classes(
+    column: pd.Series | None, train_rows: npt.NDArray[np.int64], labels: tuple[str, ...], *, unlabeled: str
+) -> tuple[str, ...]:
+    """Labels that are learned: those before, if they are all that the training cells have. Warns of what is not learned."""
+    found = classes_of(column, train_rows, unlabeled)
+    classes = labels if set(found) <= set(labels) else found
+    lost = [] if column is None else sorted(set(classes) - set(found))
+    forgotten = (
+        f"no training cell has the labels {lost[:20]}: the label head is fitted to these cells and no longer names them"
+    )
+    for text in (unlearned(column, classes, unlabeled), forgotten if len(found) > 1 and lost else ""):
+        if text:
+            warnings.warn(text, CellxPertWarning, stacklevel=4)  # the caller of CellxPert.finetune
+    return classes
 
 
 def _require_known(here: Perturbations | None, before: Perturbations | None) -> None:
@@ -186,7 +203,7 @@ def _take_over(
     before: Perturbations | None,
     now: Perturbations | None,
 ) -> None:
-    """Copy weights by name; tables of perturbed genes by gene."""
+    """Copy weights by name; tables of perturbed genes by gene, of batches by batch, of which those before come first."""
     mine, theirs = tuned.state_dict(), network.state_dict()
     for name, weight in mine.items():
         if name not in theirs or name.startswith(anew):
@@ -195,5 +212,7 @@ def _take_over(
             assert before is not None
             assert now is not None
             weight[[now.targets.index(gene) for gene in before.targets]] = theirs[name]
+        elif name.startswith(_OF_BATCHES):
+            weight[: len(theirs[name])] = theirs[name]
         else:
             weight.copy_(theirs[name])

@@ -6,7 +6,8 @@ measured, X sets of groups, F features of one modality, Q levels of quantiles.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +44,7 @@ N_ITERATIONS = 30
 """Iterations of the factor model: later ones move no coordinate by much."""
 LEAST_UNIQUE = 0.1
 """Least share of a feature's variance that is its own."""
+LEAST_VARIANCE = 1e-4
 MIN_SEEN = 10
 """Fewest cells that show a feature for factors to be told by it: a few cells with rare features in common would get a factor of their own."""
 CELLS_PER_CLUSTER, MAX_CLUSTERS = 30, 100
@@ -168,21 +170,23 @@ def fit_factors(
     Coordinates are those in which lengths are what the factors say of the features in units of their noise, compressed by a square root
     so that the strongest programme does not decide alone.
     """
-    read_V = modality_V != NICHES
-    group_G, group_N = np.unique(tokens.pattern[rows], return_inverse=True)
-    measured_GV = tokens.measured_features[group_G] & read_V
     reading = _start(tokens, rows, level_MK=level_MK, share_M=share_M, modality_V=modality_V, seed=seed)
-    level_GNV = [
-        reading.magnitudes(tokens, rows[group_N.reshape(-1) == g], modality_V=modality_V) for g in range(len(group_G))
+    group_G, group_N = np.unique(tokens.pattern[rows], return_inverse=True)
+    groups = [
+        _Group.of(
+            reading.magnitudes(tokens, rows[group_N.reshape(-1) == g], modality_V=modality_V),
+            tokens.measured_features[pattern] & (modality_V != NICHES),
+        )
+        for g, pattern in enumerate(group_G)
     ]
-    seen_V = sum(np.bincount(x.indices[x.data > 0], minlength=len(modality_V)) for x in level_GNV) >= MIN_SEEN
+    seen_V = sum(group.seen_V for group in groups) >= MIN_SEEN
     # features that the same groups have share their normal equations
-    sets_XG, set_V = np.unique(measured_GV.T, axis=0, return_inverse=True)
+    sets_XG, set_V = np.unique(np.stack([group.measured_V for group in groups], axis=1), axis=0, return_inverse=True)
     set_V = np.where(seen_V, set_V.reshape(-1), -1)
     reading = replace(reading, loading_VR=np.where(seen_V[:, None], reading.loading_VR, 0.0))
     for _ in range(N_ITERATIONS):
-        reading = _improved(reading, level_GNV, measured_GV, sets_XG=sets_XG, set_V=set_V)
-    z_NR = np.concatenate([reading.posterior(x, m)[0] for x, m in zip(level_GNV, measured_GV, strict=True) if m.any()])
+        reading = _improved(reading, groups, sets_XG=sets_XG, set_V=set_V)
+    z_NR = np.concatenate([reading.posterior(group.level_NV, group.measured_V)[0] for group in groups])
     told_RR = (reading.loading_VR.T / reading.unique_V) @ reading.loading_VR
     size_R, axis_RR = np.linalg.eigh(told_RR)
     stretch_RR = axis_RR[:, ::-1] * np.sqrt(np.maximum(size_R[::-1], 0.0))
@@ -208,44 +212,52 @@ def _start(
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Group:
+    """Cells of which the same features were measured, and sums over them."""
+
+    level_NV: sparse.csr_array
+    measured_V: npt.NDArray[np.bool_]
+    sum_V: Floats
+    square_V: Floats
+    seen_V: Ints
+    """How many of the cells show each feature."""
+
+    @classmethod
+    def of(cls, level_NV: sparse.csr_array, measured_V: npt.NDArray[np.bool_]) -> _Group:
+        shown_T = level_NV.indices[(level_NV.data > 0) & measured_V[level_NV.indices]]
+        sum_V, square_V = (np.asarray(x.sum(axis=0)).ravel() * measured_V for x in (level_NV, level_NV.power(2)))
+        return cls(level_NV, measured_V, sum_V, square_V, np.bincount(shown_T, minlength=len(measured_V)))
+
+
 def _improved(
-    reading: FactorReading,
-    level_GNV: list[sparse.csr_array],
-    measured_GV: npt.NDArray[np.bool_],
-    *,
-    sets_XG: npt.NDArray[np.bool_],
-    set_V: Ints,
+    reading: FactorReading, groups: Sequence[_Group], *, sets_XG: npt.NDArray[np.bool_], set_V: Ints
 ) -> FactorReading:
     """One iteration: what is expected of the factors of all cells, then the best features for these; those of no set have no loadings."""
     n_features, n_factors = reading.loading_VR.shape
-    second_GRR = np.zeros((len(level_GNV), n_factors, n_factors))
-    product_VR, sum_V, square_V, n_V = np.zeros((n_features, n_factors)), *np.zeros((3, n_features))
-    mean_GR = np.zeros((len(level_GNV), n_factors))
-    for g, (level_NV, measured_V) in enumerate(zip(level_GNV, measured_GV, strict=True)):
-        z_NR, spread_RR = reading.posterior(level_NV, measured_V)
-        second_GRR[g] = len(z_NR) * spread_RR + z_NR.T @ z_NR
-        mean_GR[g] = z_NR.sum(axis=0)
-        product_VR += np.where(measured_V[:, None], level_NV.T @ z_NR - np.outer(reading.usual_V, mean_GR[g]), 0.0)
-        sum_V += np.where(measured_V, np.asarray(level_NV.sum(axis=0)).ravel(), 0.0)
-        square_V += np.where(measured_V, np.asarray(level_NV.power(2).sum(axis=0)).ravel(), 0.0)
-        n_V += measured_V * len(z_NR)
+    second_GRR, mean_GR = np.zeros((len(groups), n_factors, n_factors)), np.zeros((len(groups), n_factors))
+    product_VR, n_V = np.zeros((n_features, n_factors)), np.zeros(n_features)
+    for g, group in enumerate(groups):
+        z_NR, spread_RR = reading.posterior(group.level_NV, group.measured_V)
+        second_GRR[g], mean_GR[g] = len(z_NR) * spread_RR + z_NR.T @ z_NR, z_NR.sum(axis=0)
+        deviation_VR = group.level_NV.T @ z_NR - np.outer(reading.usual_V, mean_GR[g])
+        product_VR += group.measured_V[:, None] * deviation_VR
+        n_V += group.measured_V * len(z_NR)
+    sum_V, square_V = sum(group.sum_V for group in groups), sum(group.square_V for group in groups)
     loading_VR, told_V = np.zeros_like(product_VR), np.zeros(n_features)
-    for x, groups_G in enumerate(sets_XG):
+    for x, has_G in enumerate(sets_XG):
         mine_V = set_V == x
-        if not groups_G.any():
-            continue
-        moment_RR = second_GRR[groups_G].sum(axis=0) + 1e-6 * np.eye(n_factors)
-        loading_VR[mine_V] = np.linalg.solve(moment_RR, product_VR[mine_V].T).T
-        told_V[mine_V] = loading_VR[mine_V] @ mean_GR[groups_G].sum(axis=0)
+        if has_G.any():
+            moment_RR = second_GRR[has_G].sum(axis=0) + 1e-6 * np.eye(n_factors)
+            loading_VR[mine_V] = np.linalg.solve(moment_RR, product_VR[mine_V].T).T
+            told_V[mine_V] = loading_VR[mine_V] @ mean_GR[has_G].sum(axis=0)
     n_V = np.maximum(n_V, 1.0)
-    variance_V = square_V / n_V - 2 * reading.usual_V * sum_V / n_V + reading.usual_V**2
-    unique_V = variance_V - (loading_VR * product_VR).sum(axis=1) / n_V
-    return replace(
-        reading,
-        usual_V=(sum_V - told_V) / n_V,
-        loading_VR=loading_VR,
-        unique_V=np.maximum(unique_V, np.maximum(LEAST_UNIQUE * variance_V, 1e-4)),
-    )
+    usual_V = (sum_V - told_V) / n_V
+    about_V = square_V / n_V - 2 * reading.usual_V * sum_V / n_V + reading.usual_V**2
+    unique_V = about_V - (loading_VR * product_VR).sum(axis=1) / n_V - (usual_V - reading.usual_V) ** 2
+    variance_V = square_V / n_V - (sum_V / n_V) ** 2
+    least_V = np.maximum(LEAST_UNIQUE * variance_V, LEAST_VARIANCE)
+    return replace(reading, usual_V=usual_V, loading_VR=loading_VR, unique_V=np.maximum(unique_V, least_V))
 
 
 def fit_shifts(point_NR: Floats, code_N: Ints, *, names: tuple[str, ...], seed: int) -> BatchShifts:

@@ -1,6 +1,6 @@
 """What the network is trained to do: each objective is a small function that returns a scalar.
 
-Shape suffixes: B cells, Q queries, K bins, C labels, E experts.
+Shape suffixes: B cells, D width, Q queries, K bins, C labels, E experts, G batches.
 """
 
 from __future__ import annotations
@@ -15,12 +15,24 @@ from torch import Tensor
 from cellxpert.batch import IGNORE, Batch, Output, Questions, RouterStats
 from cellxpert.config import LabelLoss, TrainingConfig
 
-__all__ = ["LabelObjective", "bins_loss", "class_margins", "class_weights", "label_loss", "router_losses", "total_loss"]
+__all__ = [
+    "LabelObjective",
+    "adversary_loss",
+    "bins_loss",
+    "class_margins",
+    "class_weights",
+    "contrast_loss",
+    "label_loss",
+    "router_losses",
+    "total_loss",
+]
 
 EFFECTIVE_NUMBER_BETA = 0.99
 """beta of the effective number of samples, (1 - beta^n) / (1 - beta) (Cui et al. 2019)."""
 MAX_MARGIN = 2.0
 """Margin of the rarest label, in logits."""
+TEMPERATURE = 0.1
+"""What cosines are divided by in the contrast."""
 
 
 def bins_loss(logits_BQK: Tensor, questions: Questions) -> Tensor:
@@ -112,6 +124,25 @@ def label_loss(logits_BC: Tensor, label_B: Tensor, objective: LabelObjective) ->
     return (weight_B * loss_B).sum() / weight_B.sum()
 
 
+def contrast_loss(a_BD: Tensor, b_BD: Tensor) -> Tensor:
+    """Symmetric InfoNCE of pairs of vectors (van den Oord et al. 2018; of two kinds of input, Radford et al. 2021), in nats.
+
+    Each vector has to tell its partner from the others', by cosines; log B is chance. Fewer than two pairs count as 0.
+    """
+    if len(a_BD) < 2:
+        return (a_BD.sum() + b_BD.sum()) * 0.0
+    cosine_BB = F.normalize(a_BD.float(), dim=1) @ F.normalize(b_BD.float(), dim=1).T
+    own_B = torch.arange(len(a_BD), device=a_BD.device)
+    return (F.cross_entropy(cosine_BB / TEMPERATURE, own_B) + F.cross_entropy(cosine_BB.T / TEMPERATURE, own_B)) / 2
+
+
+def adversary_loss(logits_BG: Tensor, batch_B: Tensor) -> Tensor:
+    """Mean cross-entropy of an adversary, in nats; cells whose batch is not told (``IGNORE``) do not count."""
+    if not bool((batch_B != IGNORE).any()):
+        return logits_BG.sum() * 0.0
+    return F.cross_entropy(logits_BG.float(), batch_B, ignore_index=IGNORE)
+
+
 def router_losses(routers: Sequence[RouterStats]) -> dict[str, Tensor]:
     """Squared coefficients of variation of importance and load (Shazeer et al. 2017) and the z-loss, means over layers."""
 
@@ -136,6 +167,10 @@ def total_loss(
         terms["cell"] = bins_loss(output.whole_BQK, batch.whole)
     if output.label_BC is not None and batch.label_B is not None:
         terms["label"] = label_loss(output.label_BC, batch.label_B, labels or LabelObjective())
+    if output.alone is not None:
+        terms["contrast"] = contrast_loss(*output.alone)
+    if output.batch_BG is not None and batch.batch_B is not None:
+        terms["adversary"] = adversary_loss(output.batch_BG, batch.batch_B)
     if output.routers:
         terms |= router_losses(output.routers)
     loss = torch.stack([getattr(config, f"{name}_weight") * term for name, term in terms.items()]).sum()

@@ -1,10 +1,11 @@
 """The LightningModule: what happens in a step.
 
-Shape suffixes: B cells, C labels.
+Shape suffixes: B cells, C labels, D width, W features and [CLS].
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,12 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cellxpert.batch import IGNORE, Batch
+from cellxpert.batch import IGNORE, Batch, Output
 from cellxpert.config import TrainingConfig
 from cellxpert.errors import TrainingDivergedError
+from cellxpert.nn.heads import BatchAdversary
 from cellxpert.nn.network import Network
 from cellxpert.training.objectives import LabelObjective, total_loss
 from cellxpert.training.optimizers import build_optimizer
+from cellxpert.training.views import views
 
 __all__ = ["TrainingPlan"]
 
@@ -50,6 +53,11 @@ class TrainingPlan(pl.LightningModule):
         for name in ("weight_C", "margin_C", "allowed_CC"):  # buffers move with the network
             self.register_buffer(name, getattr(labels, name), persistent=False)
         self.n_steps, self.seed = n_steps, seed
+        self.adversary = None
+        if config.adversary_weight > 0 and network.batches is not None:
+            generator = torch.Generator().manual_seed(seed)
+            n_batches = network.batches.tilt.num_embeddings
+            self.adversary = BatchAdversary(network.config.width, n_batches, generator=generator)
 
     @property
     def labels(self) -> LabelObjective:
@@ -62,7 +70,9 @@ class TrainingPlan(pl.LightningModule):
         """Loss of one batch."""
         step_seed = np.random.SeedSequence([self.seed, self.global_step, self.global_rank]).generate_state(1)[0]
         torch.manual_seed(int(step_seed))  # inside the fork that `fit` opens: the caller's state is restored
-        loss, terms = total_loss(self.network(batch), batch, config=self.config, labels=self.labels)
+        loss, terms = total_loss(
+            self._output(batch, seed=int(step_seed)), batch, config=self.config, labels=self.labels
+        )
         if not bool(torch.isfinite(loss)):
             rows = [] if batch.row_B is None else batch.row_B[:5].tolist()
             raise TrainingDivergedError(
@@ -73,9 +83,22 @@ class TrainingPlan(pl.LightningModule):
         self._log(batch, loss, terms, stage="train")
         return loss
 
+    def _output(self, batch: Batch, *, seed: int) -> Output:
+        """What the network says of a batch, and of its cells by single modalities and of their batches where that is an objective."""
+        output = self.network(batch)
+        if self.config.contrast_weight > 0:
+            modality_W, generator = self.network.embedding.feature_modality, torch.Generator().manual_seed(seed)
+            pair = views(batch, modality_W, generator=generator)
+            if pair is not None:
+                one_BD, other_BD = (self.network.encode(view).cell_BD for view in pair)
+                output = replace(output, alone=(one_BD, other_BD))
+        if self.adversary is not None and self.training:  # what it says is no measure of the network
+            output = replace(output, batch_BG=self.adversary(output.cell_BD))
+        return output
+
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Losses of one held-out batch, and the accuracy of its labels."""
-        output = self.network(batch)
+        output = self._output(batch, seed=batch_idx)
         loss, terms = total_loss(output, batch, config=self.config, labels=self.labels)
         if output.label_BC is not None and batch.label_B is not None and bool((batch.label_B != IGNORE).any()):
             known_B = batch.label_B != IGNORE
@@ -90,5 +113,5 @@ class TrainingPlan(pl.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW and its schedule, by step."""
-        optimizer, scheduler = build_optimizer(self.network, self.config, n_steps=self.n_steps)
+        optimizer, scheduler = build_optimizer(self, self.config, n_steps=self.n_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -34,7 +34,7 @@ from cellxpert.training.integration import integrate_cells
 from cellxpert.training.label_task import LabelTask
 from cellxpert.training.objectives import LabelObjective
 from cellxpert.training.refit import refit_responses
-from cellxpert.training.split import classes_of, split_cells, unlearned
+from cellxpert.training.split import batch_codes, batches_of, classes_of, split_cells, unlearned
 from cellxpert.training.start import start_from_data, start_interventions, start_label_head
 
 __all__ = [
@@ -90,6 +90,7 @@ class Learned:
     tensors: Mapping[str, Tensor] | None = None
     calibration: Calibration | None = None
     tissues: Tissues | None = None
+    batches: tuple[str, ...] = ()
     integration: Integration | None = None
 
 
@@ -133,6 +134,7 @@ def train_network(
             history=previous.history,
             components=None if previous.calibration is None else previous.calibration.types.components,
             tissues=previous.tissues,
+            batches=previous.batches,
             integration=previous.integration,
         )
     split = split_cells(cells, labels, train_size=arguments.train_size, split_key=arguments.split_key, seed=seed)
@@ -143,6 +145,7 @@ def train_network(
         warnings.warn(text, CellxPertWarning, stacklevel=3)  # the caller of CellxPert.train
     tissues = classes_of(cells.tissues(), train_rows, cells.setup.unlabeled_category)
     perturbations = perturbations_of(cells, train_rows, config)
+    batches = batches_of(cells, train_rows) if config.network.batches else ()
     network = Network.from_config(
         config,
         feature_modality=vocabulary.role_of_feature.tolist(),
@@ -151,6 +154,7 @@ def train_network(
         n_labels=len(classes),
         n_targets=0 if perturbations is None else len(perturbations.targets),
         n_tissues=len(tissues),
+        n_batches=len(batches),
         seed=seed,
     )
     return learn(
@@ -165,6 +169,7 @@ def train_network(
         seed=seed,
         fresh=True,
         tissues=Tissues(names=tissues) if tissues else None,
+        batches=batches,
     )
 
 
@@ -186,6 +191,7 @@ def learn(
     adapter: AdapterConfig | None = None,
     components: Components | None = None,
     tissues: Tissues | None = None,
+    batches: tuple[str, ...] = (),
     integration: Integration | None = None,
 ) -> Learned:
     """Train a network on the training cells of a split.
@@ -216,6 +222,8 @@ def learn(
         Components that labels were told in before; found anew if None.
     tissues
         Tissues that the network tells apart.
+    batches
+        Batches that its decoder can be told of.
     integration
         Where cells were integrated before.
     """
@@ -248,6 +256,7 @@ def learn(
         task=LabelTask.of(cells, classes, components=components),
         tissue_task=tissue_task,
         assigned=assigned,
+        batch_N=batch_codes(cells, batches),
         config=config,
         settings=settings,
         arguments=arguments,
@@ -271,6 +280,7 @@ def learn(
         tissues=tissues
         if tissues is None or tissue_calibration is None
         else replace(tissues, temperature=tissue_calibration.temperature),
+        batches=batches,
         integration=integration,
     )
 
@@ -303,6 +313,7 @@ def _run(
     task: LabelTask | None,
     tissue_task: LabelTask | None,
     assigned: Assigned | None,
+    batch_N: npt.NDArray[np.int64] | None,
     config: ModelConfig,
     settings: TrainingConfig,
     arguments: TrainArguments,
@@ -322,6 +333,9 @@ def _run(
         whole=settings.cell_weight > 0,
         assigned=assigned,
         blank=0.0 if assigned is None else settings.blank,
+        batches=batch_N,
+        modality_V=network.embedding.feature_modality[:-1].numpy(),
+        modality_dropout=settings.modality_dropout,
     )
     data = CellDataModule(
         collator,

@@ -1,4 +1,7 @@
-"""Which cells train, and which labels they can teach."""
+"""Which cells train, and which labels and batches they can teach.
+
+Shape suffix: N cells.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cellxpert.batch import IGNORE
 from cellxpert.data.cells import Cells
 from cellxpert.data.splits import column_split, group_split, names_parts, random_split, stratified_split
 from cellxpert.errors import ConfigError, SplitError
 
-__all__ = ["classes_of", "split_cells", "unlearned"]
+__all__ = ["batch_codes", "batches_of", "classes_of", "split_cells", "unlearned"]
 
 _MAX_LABELS_SHOWN = 20
 
@@ -50,6 +54,24 @@ def classes_of(labels: pd.Series | None, train_rows: npt.NDArray[np.int64], unla
     if labels is None:
         return ()
     return tuple(sorted(set(labels.iloc[train_rows]) - {unlabeled_category}))
+
+
+def batches_of(cells: Cells, train_rows: npt.NDArray[np.int64], *, before: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Batches that a decoder can be told of: those before, then the training cells' others, sorted; none if only one is left."""
+    batches = cells.batches()
+    if batches is None:
+        return before
+    names = (*before, *sorted(set(batches.iloc[train_rows]) - {*before}))
+    return names if len(names) > 1 else ()
+
+
+def batch_codes(cells: Cells, names: tuple[str, ...]) -> npt.NDArray[np.int64] | None:
+    """Code of each cell's batch among ``names``, ``IGNORE`` for another; None where no batches are named."""
+    batches = cells.batches() if names else None
+    if batches is None:
+        return None
+    code_N = pd.Index(names).get_indexer(pd.Index(batches))
+    return np.where(code_N < 0, IGNORE, code_N)
 
 
 def unlearned(labels: pd.Series | None, classes: tuple[str, ...], unlabeled_category: str) -> str:
