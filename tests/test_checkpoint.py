@@ -106,7 +106,10 @@ def test_untrained_model_is_not_saved(pbmc, tmp_path: Path) -> None:
         cx.CellxPert(pbmc, preset="nano").save(tmp_path / "model")
 
 
-@pytest.mark.parametrize("name", ["config.json", "vocabulary.json", "weights.safetensors", "calibration.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "vocabulary.json", "weights.safetensors", "calibration.safetensors", "integration.safetensors"],
+)
 def test_missing_file(copy: Path, name: str) -> None:
     (copy / name).unlink()
     for _ in range(2):
@@ -139,7 +142,9 @@ def test_no_path(trained: cx.CellxPert, dir_path: object) -> None:
     ],
     ids=["html", "pickle", "zip"],
 )
-@pytest.mark.parametrize("name", ["weights.safetensors", "vocabulary.json", "calibration.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", "vocabulary.json", "calibration.safetensors", "integration.safetensors"]
+)
 def test_other_things_in_a_file_are_named(copy: Path, name: str, content: bytes, message: str) -> None:
     (copy / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=message):

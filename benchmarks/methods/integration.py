@@ -71,7 +71,7 @@ def magnitudes(adata: anndata.AnnData, modality: str, features: Sequence[str]) -
 
 def selected_genes(adata: anndata.AnnData) -> np.ndarray:
     """Return which genes are read: those of highest dispersion where more than 2,000 are expressed."""
-    logged = anndata.AnnData(log_normalised(adata), var=adata.var[[]])
+    logged = anndata.AnnData(sp.csr_matrix(log_normalised(adata)), var=adata.var[[]])  # scanpy takes no sparse arrays
     kept = np.asarray(logged.X.sum(axis=0)).ravel() > 0
     if kept.sum() > N_GENES:
         logged = logged[:, kept].copy()

@@ -241,6 +241,8 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         integration = None
         if (placed := config.get("integration")) is not None:
             integration = Integration.of(placed, read_arrays(folder / INTEGRATION))
+            if (n_read := len(integration.reading.usual_V)) != vocabulary.n_features:
+                raise ValueError(f"an integration of {n_read} features, of {vocabulary.n_features}")
         tissues = None
         if (told := config.get("tissues")) is not None:
             tissues = Tissues(names=label_names(told["names"]), temperature=float(told["temperature"]))

@@ -32,6 +32,8 @@ __all__ = ["IntegrationMethods"]
 
 Data = AnnData | MuData
 NEW_BATCHES = ("error", "fit", "ignore")
+MAX_COVERAGE = 0.99
+"""From the lowest to the highest level of errors that is kept."""
 SCALES = {
     "log": "log1p of counts per 10,000",
     "clr": "centred log-ratio, zeros kept",
@@ -148,7 +150,8 @@ class IntegrationMethods(AdapterMethods):
         layer_added
             Name of the layer.
         coverage
-            Share of cells like the training cells whose magnitude shall be between the lower and the upper limit, for each feature.
+            Share of cells like the training cells whose magnitude shall be between the lower and the upper limit, for each feature; 0.99 at
+            most.
         inplace
             Write; False returns the result and writes nothing.
 
@@ -165,7 +168,7 @@ class IntegrationMethods(AdapterMethods):
         QueryError
             If too few of the training cells had the modality beside another.
         ConfigError
-            If ``coverage`` is no share.
+            If ``coverage`` is no share, or above 0.99.
 
         Notes
         -----
@@ -179,8 +182,9 @@ class IntegrationMethods(AdapterMethods):
         """
         started = time.perf_counter()
         state, space = _require_integration(self._trained())
-        if not 0 < coverage < 1:
-            raise ConfigError("impute(coverage=)", found=repr(coverage), fix="give a share, such as 0.9")
+        if not 0 < coverage <= MAX_COVERAGE:
+            fix = f"give a share of at most {MAX_COVERAGE}, such as 0.9: rarer errors are not known"
+            raise ConfigError("impute(coverage=)", found=repr(coverage), fix=fix)
         data, tokens = self._read(mdata, "impute", inplace=inplace)
         role = _imputed_role(state, space, tokens, modality, setup=self._setup)
         values = impute(space, tokens, role=role, modality_V=_modality_V(state), coverage=coverage)
@@ -316,7 +320,7 @@ def _batches_of(state: TrainedState, data: Data, *, setup: Setup, new_batches: s
         raise QueryError(
             "integrate",
             found=f"no batches in an object; the model was trained on batches of obs[{state.setup.batch_key!r}]",
-            fix='add that column, or pass new_batches="fit" (all cells are one new batch) or "ignore"',
+            fix='add that column, and name it where the object is set up; or pass new_batches="fit" (all cells are one new batch) or "ignore"',
         )
     return np.full(data.n_obs, "(query)", dtype=object)
 

@@ -22,7 +22,7 @@ from benchmarks.data_sets_integration import (
 )
 from benchmarks.methods import INTEGRATION as METHODS
 from benchmarks.methods import make_integrator
-from benchmarks.methods.integration import Block, block, clr, magnitudes, unit_blocks
+from benchmarks.methods.integration import Block, block, clr, magnitudes, selected_genes, unit_blocks
 from benchmarks.registry import Options
 from benchmarks.tasks import integration as task
 from benchmarks.tasks.integration import (
@@ -155,14 +155,32 @@ def test_blocks_are_centred_and_have_one_variance():
     assert values[lost == "atac", :n_genes].any(axis=1).all()
 
 
-def test_tf_idf_leaves_depth_out():
-    """One type, cells of very different depth: what is left does not follow it."""
+def test_genes_are_chosen_where_there_are_many():
     rng = np.random.default_rng(0)
-    depth = rng.uniform(0.2, 3.0, 200)
-    adata = anndata.AnnData(sp.csr_matrix(rng.poisson(depth[:, None] * rng.uniform(0.1, 1.0, 80))))
-    values = block(adata, "atac", n_components=5)
-    assert values.shape == (200, 5)
-    np.testing.assert_allclose(values.std(axis=0), 1)
+    counts = rng.poisson(rng.gamma(1.0, size=(60, 2500)))
+    counts[:, -5:] = 0
+    kept = selected_genes(anndata.AnnData(sp.csr_matrix(counts)))
+    assert kept.sum() == 2000
+    assert not kept[-5:].any()  # no cell has them
+    assert selected_genes(anndata.AnnData(sp.csr_matrix(counts[:, -900:]))).tolist() == [True] * 895 + [False] * 5
+
+
+def test_tf_idf_equals_a_plain_loop_and_its_first_axis_is_left_out():
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(rng.uniform(0.2, 3.0, (60, 1)) * rng.uniform(0.1, 1.0, (1, 25)))
+    counts[:, 3] = 0  # a peak that no cell has
+    adata = anndata.AnnData(sp.csr_matrix(counts))
+    learned = Block("atac", 5)
+    values = learned.fit(adata)
+    peaks = [j for j in range(25) if counts[:, j].any()]
+    weighted = np.array(
+        [[np.log1p(1e4 * cell[j] / max(cell.sum(), 1) * 60 / counts[:, j].sum()) for j in peaks] for cell in counts]
+    )
+    np.testing.assert_allclose(learned._tf_idf(adata).toarray(), weighted)
+    left, strength, _ = np.linalg.svd(weighted, full_matrices=False)
+    axes = (left * strength)[:, 1:6]
+    axes = (axes - axes.mean(axis=0)) / axes.std(axis=0)
+    np.testing.assert_allclose(np.abs(values), np.abs(axes), atol=1e-6)
 
 
 @pytest.mark.parametrize("source", [SYNTHETIC, PEAKS], ids=lambda s: s.name)

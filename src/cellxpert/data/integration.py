@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from cellxpert.data.roles import MODALITIES
+from cellxpert.data.roles import MEASURED, MODALITIES
 from cellxpert.data.tokens import Tokens
 
 __all__ = ["LEVELS", "NO_BATCH", "BatchShifts", "FactorReading", "Integration", "read_magnitudes", "unit_rows"]
@@ -81,7 +81,7 @@ class FactorReading:
         return read_magnitudes(tokens, rows, level_MK=self.level_MK, share_M=self.share_M, modality_V=modality_V)
 
     def factors(self, tokens: Tokens, *, modality_V: Ints, roles: Collection[str] | None = None) -> Floats:
-        """Return E[z | measured features] of all cells (N, R), NaN for a cell without any.
+        """Return E[z | measured features] of all cells (N, R), NaN for a cell without any; niches are not read.
 
         Parameters
         ----------
@@ -90,11 +90,9 @@ class FactorReading:
         modality_V
             Modality of each feature.
         roles
-            Modalities to read; all if None.
+            Modalities to read; all that are measured in the cell itself if None.
         """
-        read_V = np.ones(len(modality_V), bool)
-        if roles is not None:
-            read_V = np.isin(modality_V, [MODALITIES.index(role) for role in roles])
+        read_V = np.isin(modality_V, [MODALITIES.index(role) for role in (MEASURED if roles is None else roles)])
         z_NR = np.full((tokens.n_cells, self.loading_VR.shape[1]), np.nan)
         for group, measured_V in enumerate(tokens.measured_features & read_V):
             rows = np.flatnonzero(tokens.pattern == group)
@@ -194,8 +192,13 @@ class Integration:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], arrays: Mapping[str, npt.ArrayLike]) -> Integration:
-        """Rebuild from :meth:`to_dict` and :meth:`to_arrays`."""
+        """Rebuild from :meth:`to_dict` and :meth:`to_arrays`; ``KeyError`` or ``ValueError`` if one is missing or does not fit."""
         arrays = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
+        n_features, n = arrays["loading_VR"].shape
+        shapes = {"usual_V": (n_features,), "unique_V": (n_features,), "stretch_RR": (n, n)}
+        shapes |= {_ERRORS: (len(LEVELS), n_features)} if settings["told"] else {}
+        if wrong := [name for name, shape in shapes.items() if arrays[name].shape != shape]:
+            raise ValueError(f"shapes of {wrong} do not fit {n_features} features and {n} factors")
         names, shifts = tuple(str(name) for name in settings["batches"]), None
         if names:
             shifts = BatchShifts(names=names, **{name: arrays[name] for name in _SHIFTS})

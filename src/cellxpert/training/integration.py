@@ -12,15 +12,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
+from scipy.sparse.linalg import svds
 
 from cellxpert.data.cells import Cells
-from cellxpert.data.components import factor_model
+from cellxpert.data.components import deviations
 from cellxpert.data.integration import (
     CLUSTER_WIDTH,
     LEVELS,
     BatchShifts,
     FactorReading,
     Integration,
+    read_magnitudes,
     unit_rows,
 )
 from cellxpert.data.roles import MEASURED, MODALITIES, NICHE
@@ -45,6 +47,8 @@ N_ITERATIONS = 30
 LEAST_UNIQUE = 0.1
 """Least share of a feature's variance that is its own."""
 LEAST_VARIANCE = 1e-4
+PRIOR_CELLS = 20
+"""Cells in which nothing follows the factors that every feature is taken to have: few cells with two modalities tell little of either."""
 MIN_SEEN = 10
 """Fewest cells that show a feature for factors to be told by it: a few cells with rare features in common would get a factor of their own."""
 CELLS_PER_CLUSTER, MAX_CLUSTERS = 30, 100
@@ -118,6 +122,8 @@ def fit_integration(
         return found.rounded()
     point_NR = found.coordinates(tokens, modality_V=modality_V)[rows]
     kept = np.isfinite(point_NR).all(axis=1)
+    if not point_NR[kept].size:  # nothing varies
+        return found.rounded()
     code_N = np.searchsorted(names, batch_N[rows][kept].astype(str))
     shifts = fit_shifts(point_NR[kept], code_N, names=tuple(names), seed=seed)
     return replace(found, shifts=shifts).rounded()
@@ -157,7 +163,9 @@ def _with_errors(found: Integration, tokens: Tokens, rows: Ints, *, modality_V: 
         if beside_M[m] >= MIN_TOLD:
             mine_V = modality_V == m
             error_NF = error_NV[:, mine_V]
-            error_QV[:, mine_V] = np.quantile(error_NF[np.isfinite(error_NF).all(axis=1)], LEVELS, axis=0)
+            kept_NF = error_NF[np.isfinite(error_NF).all(axis=1)]
+            # the i-th of n errors is at level i / (n + 1): a new cell's error is as likely to be in any of the gaps between them
+            error_QV[:, mine_V] = np.quantile(kept_NF, LEVELS, axis=0, method="weibull")
             told.append(role)
     return replace(found, told=tuple(told), error_QV=error_QV)
 
@@ -170,20 +178,21 @@ def fit_factors(
     Coordinates are those in which lengths are what the factors say of the features in units of their noise, compressed by a square root
     so that the strongest programme does not decide alone.
     """
-    reading = _start(tokens, rows, level_MK=level_MK, share_M=share_M, modality_V=modality_V, seed=seed)
     group_G, group_N = np.unique(tokens.pattern[rows], return_inverse=True)
     groups = [
         _Group.of(
-            reading.magnitudes(tokens, rows[group_N.reshape(-1) == g], modality_V=modality_V),
+            read_magnitudes(
+                tokens, rows[group_N.reshape(-1) == g], level_MK=level_MK, share_M=share_M, modality_V=modality_V
+            ),
             tokens.measured_features[pattern] & (modality_V != NICHES),
         )
         for g, pattern in enumerate(group_G)
     ]
     seen_V = sum(group.seen_V for group in groups) >= MIN_SEEN
+    reading = _start(groups, seen_V=seen_V, level_MK=level_MK, share_M=share_M, seed=seed)
     # features that the same groups have share their normal equations
     sets_XG, set_V = np.unique(np.stack([group.measured_V for group in groups], axis=1), axis=0, return_inverse=True)
     set_V = np.where(seen_V, set_V.reshape(-1), -1)
-    reading = replace(reading, loading_VR=np.where(seen_V[:, None], reading.loading_VR, 0.0))
     for _ in range(N_ITERATIONS):
         reading = _improved(reading, groups, sets_XG=sets_XG, set_V=set_V)
     z_NR = np.concatenate([reading.posterior(group.level_NV, group.measured_V)[0] for group in groups])
@@ -196,19 +205,49 @@ def fit_factors(
 
 
 def _start(
-    tokens: Tokens, rows: Ints, *, level_MK: Floats, share_M: Floats, modality_V: Ints, seed: int
+    groups: Sequence[_Group],
+    *,
+    seen_V: npt.NDArray[np.bool_],
+    level_MK: Floats,
+    share_M: Floats,
+    seed: int,
 ) -> FactorReading:
-    """Principal components, on the scale of the magnitudes."""
-    found = factor_model(tokens, rows, modality_V=modality_V, level_MK=level_MK, n_factors=N_FACTORS, seed=seed)
-    deviation_V = found.deviation_V.astype(np.float64)
-    loading_VR = found.loading_VR.astype(np.float64) * deviation_V[:, None]
+    """Probabilistic principal components of standardised magnitudes (Tipping & Bishop 1999); what was not measured is at its mean.
+
+    What is left to noise is counted over what was measured: over all features it would exceed weak factors, and one that starts at 0
+    stays there.
+    """
+    rng = np.random.default_rng(seed)
+    level_NV = sparse.csr_array(sparse.vstack([group.level_NV for group in groups]))
+    measured_GV = np.stack([group.measured_V for group in groups])
+    n_G = np.array([group.level_NV.shape[0] for group in groups])
+    n_V = n_G @ measured_GV.astype(np.float64)
+    sum_V, square_V = sum(group.sum_V for group in groups), sum(group.square_V for group in groups)
+    usual_V = sum_V / np.maximum(n_V, 1.0)
+    variance_V = square_V / np.maximum(n_V, 1.0) - usual_V**2
+    varies_V = variance_V > 1e-8
+    deviation_V = np.sqrt(np.where(varies_V, variance_V, 1.0))
+    told_V = varies_V & seen_V
+    member_NG = sparse.csr_array(np.repeat(np.eye(len(n_G)), n_G, axis=0))
+    operator = deviations(
+        sparse.csr_array(level_NV * (told_V / deviation_V)), member_NG, measured_GV * told_V * usual_V / deviation_V
+    )
+    n = max(min(N_FACTORS, min(operator.shape) - 1, int(told_V.sum()) - 1), 0)
+    loading_VR = np.zeros((len(usual_V), n))
+    if n:
+        _, size_R, vector_RV = svds(operator, k=n, v0=rng.standard_normal(min(operator.shape)))
+        order = np.argsort(-size_R)
+        explained_R = size_R[order] ** 2 / n_G.sum()
+        rest = max(n_V[told_V].sum() / n_G.sum() - explained_R.sum(), 0.0) / (told_V.sum() - n)
+        loading_VR = vector_RV[order].T * np.sqrt(np.maximum(explained_R - rest, 0.0))
+    unique_V = np.clip(1 - (loading_VR**2).sum(axis=1), LEAST_UNIQUE, 1.0)
     return FactorReading(
         level_MK=level_MK,
         share_M=share_M,
-        usual_V=found.centre_V.astype(np.float64),
-        loading_VR=loading_VR,
-        unique_V=found.unique_V * deviation_V**2,
-        stretch_RR=np.eye(loading_VR.shape[1]),
+        usual_V=usual_V,
+        loading_VR=loading_VR * deviation_V[:, None],
+        unique_V=unique_V * deviation_V**2,
+        stretch_RR=np.eye(n),
     )
 
 
@@ -248,7 +287,7 @@ def _improved(
     for x, has_G in enumerate(sets_XG):
         mine_V = set_V == x
         if has_G.any():
-            moment_RR = second_GRR[has_G].sum(axis=0) + 1e-6 * np.eye(n_factors)
+            moment_RR = second_GRR[has_G].sum(axis=0) + PRIOR_CELLS * np.eye(n_factors)
             loading_VR[mine_V] = np.linalg.solve(moment_RR, product_VR[mine_V].T).T
             told_V[mine_V] = loading_VR[mine_V] @ mean_GR[has_G].sum(axis=0)
     n_V = np.maximum(n_V, 1.0)
@@ -278,12 +317,16 @@ def fit_shifts(point_NR: Floats, code_N: Ints, *, names: tuple[str, ...], seed: 
 
     rng = np.random.default_rng(seed)
     n_cells, n_batches = len(point_NR), len(names)
+    unit_NR = unit_rows(point_NR)
     n_clusters = int(np.clip(round(n_cells / CELLS_PER_CLUSTER), 2, MAX_CLUSTERS))
+    n_clusters = min(
+        n_clusters, len(np.unique(unit_NR.round(4), axis=0))
+    )  # with one coordinate there are two directions
     member_NB = np.eye(n_batches)[code_N]
     left_NR = point_NR
-    kmeans = KMeans(n_clusters, n_init=3, random_state=seed).fit(unit_rows(point_NR))
+    kmeans = KMeans(n_clusters, n_init=3, random_state=seed).fit(unit_NR)
     centre_CR = unit_rows(kmeans.cluster_centers_)
-    share_NC = _softmax(2 * unit_rows(point_NR) @ centre_CR.T / CLUSTER_WIDTH)
+    share_NC = _softmax(2 * unit_NR @ centre_CR.T / CLUSTER_WIDTH)
     for _ in range(ROUNDS):
         for _ in range(ASSIGNMENTS):
             centre_CR = unit_rows(share_NC.T @ unit_rows(left_NR))
