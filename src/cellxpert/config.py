@@ -242,7 +242,7 @@ class TrainingConfig:
     gradient_clip: float = 1.0
     mask_ratio: tuple[float, float] = (0.1, 0.7)
     blank: float = 0.3
-    modality_dropout: float = 0.1
+    modality_dropout: float = 0.0
     n_queries: int = 32
     n_cell_queries: int = 64
     bins_weight: float = 1.0
@@ -461,7 +461,6 @@ def _paper() -> ModelConfig:
         expert_hidden=480,
         n_factors=0,
         batches=False,
-        modality_dropout=0.0,
         label_loss="weighted",
     )
 
