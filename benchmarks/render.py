@@ -43,7 +43,12 @@ def _standard_error(values: np.ndarray, digits: int) -> str:
 
 
 def method_table(
-    rows: pd.DataFrame, metrics: Mapping[str, bool], *, digits: int = 3, standard_error: bool = False
+    rows: pd.DataFrame,
+    metrics: Mapping[str, bool],
+    *,
+    digits: int = 3,
+    standard_error: bool = False,
+    controls: Sequence[str] = (),
 ) -> str:
     """Return a table of methods x metrics: mean ± sd over seeds and folds, the best mean of a column in bold.
 
@@ -57,12 +62,15 @@ def method_table(
         Digits after the point.
     standard_error
         Whether a column says the standard error of the mean of the first metric.
+    controls
+        Methods that are never the best: they know the truth, or nothing.
     """
     first, first_up = next(iter(metrics.items()))
     means = rows.groupby(["method", "metric"])["value"].mean().unstack()
     means = means.reindex(columns=list(metrics)).sort_values(first, ascending=not first_up, kind="stable")
     rounded = means.round(digits)
-    best = {metric: rounded[metric].max() if up else rounded[metric].min() for metric, up in metrics.items()}
+    rivals = rounded.drop(index=list(controls), errors="ignore")
+    best = {metric: rivals[metric].max() if up else rivals[metric].min() for metric, up in metrics.items()}
     lines = []
     for method in means.index:
         mine = rows[rows["method"] == method]
@@ -70,7 +78,8 @@ def method_table(
         for metric in metrics:
             values = mine.loc[mine["metric"] == metric, "value"].to_numpy()
             text = _mean_sd(values, digits) if len(values) else "–"
-            line.append(f"**{text}**" if len(values) and rounded.loc[method, metric] == best[metric] else text)
+            leads = len(values) and method in rivals.index and rounded.loc[method, metric] == best[metric]
+            line.append(f"**{text}**" if leads else text)
         if standard_error:
             line.append(_standard_error(mine.loc[mine["metric"] == first, "value"].to_numpy(), digits))
         runs = mine.drop_duplicates(["split", "seed"])

@@ -32,6 +32,8 @@ from benchmarks.render import dot_plot, method_table
 
 __all__ = ["TASK", "Problem", "as_given", "embedding_scores", "given_to", "imputed_scores", "integrate", "mosaic_of"]
 
+CONTROLS = ("labels", "shuffled")
+"""Methods that know the truth, or nothing."""
 PAIRED, MOSAIC, RNA_ONLY = "paired", "mosaic", "rna-only"
 EMBEDDING = {"total": True, "bio": True, "batch": True, "knn_macro_f1": True, "cross_macro_f1": True, "foscttm": False}
 IMPUTED = {
@@ -194,7 +196,7 @@ def report(frame: pd.DataFrame) -> str:
         parts.append(f"## {data}, {split}")
         embedded = rows[rows["method"].isin(rows.loc[rows["metric"] == "bio", "method"])]
         if len(embedded):
-            parts.append(method_table(embedded, _present(embedded, EMBEDDING)))
+            parts.append(method_table(embedded, _present(embedded, EMBEDDING), controls=CONTROLS))
         metrics = _present(rows, IMPUTED)
         imputed = rows[rows["method"].isin(rows.loc[rows["metric"].isin(metrics), "method"])]
         if len(imputed):

@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING
 
 from cellxpert import config, errors
+from cellxpert.errors import base, data, models
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -24,31 +25,28 @@ def example() -> str:
     raise AssertionError("there is a preset 'tiny' now: choose another mistake")
 
 
-def section_titles() -> list[tuple[int, str]]:
-    """Line number and title of each section comment of errors.py (``# --- settings and arguments: CX0.. ---``)."""
-    lines = inspect.getsource(errors).splitlines()
-    found = [(i, re.match(r"# -+ (.+?)(?:: CX\S*)? -+$", line)) for i, line in enumerate(lines, 1)]
-    return [(i, match[1]) for i, match in found if match]
+def section_titles() -> dict[str, str]:
+    """First digit of codes -> title, from the section comments (``# --- settings and arguments: CX0.. ---``)."""
+    text = "\n".join(inspect.getsource(module) for module in (base, data, models))
+    return {digit: title for title, digit in re.findall(r"^# -+ (.+?): CX(\d)\S* -+$", text, flags=re.MULTILINE)}
 
 
 def catalogue() -> str:
-    """MyST text: one heading per kind of error, in the sections and the order of errors.py."""
-    kinds = [
-        kind for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, errors.CellxPertError)
-    ]
-    kinds = [kind for kind in kinds if kind is not errors.CellxPertError]
+    """MyST text: one heading per kind of error, in sections, by code."""
+    kinds = [getattr(errors, name) for name in errors.__all__]
+    kinds = [kind for kind in kinds if issubclass(kind, errors.CellxPertError) and kind is not errors.CellxPertError]
     text, titles = [], section_titles()
-    for kind in sorted(kinds, key=lambda k: inspect.getsourcelines(k)[1]):
-        while titles and titles[0][0] < inspect.getsourcelines(kind)[1]:
-            title = titles.pop(0)[1]
+    for kind in sorted(kinds, key=lambda k: k.code):
+        if title := titles.pop(kind.code[2], ""):
             text.append(f"## {title[0].upper()}{title[1:]}\n")
-        builtins = [base.__name__ for base in kind.__mro__ if base.__module__ == "builtins"]
+        builtins = [kin.__name__ for kin in kind.__mro__ if kin.__module__ == "builtins"]
         also = next((name for name in builtins if name not in {"Exception", "BaseException", "object"}), None)
         text.append(f"({kind.code.lower()})=\n### {kind.code}: `{kind.__name__}`\n")
         text.append(inspect.getdoc(kind) + "\n")
         if kind.why:
             text.append(f"Why it matters: {kind.why}\n")
         text.append(f"{{class}}`cellxpert.errors.{kind.__name__}`" + (f", also a `{also}`.\n" if also else ".\n"))
+    assert not titles, f"sections without errors: {titles}"
     return "\n".join(text)
 
 

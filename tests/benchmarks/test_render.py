@@ -37,6 +37,14 @@ def test_mean_sd_and_best_in_bold(tmp_path: Path) -> None:
     assert lines[3] == "| `rival` | 0.700 | – | 2.0 | 100 | 1 |"
 
 
+def test_controls_are_never_the_best(tmp_path: Path) -> None:
+    entries = [("d", "s", name, 0, {"total": v}) for name, v in (("labels", 0.9), ("ours", 0.6), ("rival", 0.5))]
+    rows = _file(tmp_path / "t.csv", entries, task="t").frame()
+    lines = method_table(rows, {"total": True}, controls=["labels", "shuffled"]).splitlines()
+    assert lines[2].startswith("| `labels` | 0.900 |")
+    assert lines[3].startswith("| `ours` | **0.600** |")
+
+
 def test_missing_metric_is_a_dash(tmp_path: Path) -> None:
     entries = [("d", "s", "a", 0, {"accuracy": 0.5}), ("d", "s", "b", 0, {"accuracy": 0.4, "ece": 0.2})]
     table = method_table(_file(tmp_path / "t.csv", entries, task="t").frame(), {"accuracy": True, "ece": False})

@@ -171,7 +171,10 @@ def test_factors_are_those_of_a_dense_decomposition(mosaic: bool, conditions: bo
     np.testing.assert_allclose(found.deviation_V, deviation, atol=1e-6)
     _, size, right = np.linalg.svd(x, full_matrices=False)
     explained = size**2 / len(rows)
-    rest = (19 - explained[:4].sum()) / 15
+    measured = np.delete(
+        tokens.measured_features[tokens.pattern[rows]], 3, axis=1
+    )  # what is left is left of what was measured
+    rest = (measured.mean(axis=0).sum() - explained[:4].sum()) / 15
     loading = right[:4].T * np.sqrt(np.maximum(explained[:4] - rest, 0))
     np.testing.assert_allclose(found.loading_VR @ found.loading_VR.T, loading @ loading.T, atol=1e-5)
     np.testing.assert_allclose((found.loading_VR**2).sum(axis=0), (loading**2).sum(axis=0), atol=1e-5)  # largest first

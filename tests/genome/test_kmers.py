@@ -23,6 +23,7 @@ from cellxpert.errors import (
     FeatureNameError,
     FeatureOverlapError,
     GenomeError,
+    GenomeMissingError,
     LayerError,
     NegativeValueError,
     NonFiniteError,
@@ -306,7 +307,7 @@ def test_without_pyfaidx_the_extra_is_named(fasta, monkeypatch):
 
     monkeypatch.delitem(sys.modules, "pyfaidx", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(GenomeError, match=r'pip install "cellxpert\[atac\]"'):
+    with pytest.raises(GenomeMissingError, match=r'pip install "cellxpert\[atac\]"'):
         peaks_to_kmers(cells(), fasta)
 
 

@@ -49,10 +49,8 @@ def transform_of(role: str, counts: str, *, kmers: bool = False) -> Transform:
     """Return the transform of a modality: by its values when these are intensities, else by its role and features."""
     if counts == "intensity":
         return "arcsinh"
-    if (
-        kmers and role == "atac"
-    ):  # sums over all open peaks of a cell: as they are, they tell its depth before anything else
-        return "log"
+    if kmers and role == "atac":
+        return "log"  # sums over all open peaks of a cell: as they are, they tell its depth before anything else
     by_role: dict[str, Transform] = {"rna": "log", "atac": "counts", "protein": "clr", "niche": "none"}
     return by_role[role]
 

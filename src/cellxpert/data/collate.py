@@ -211,9 +211,8 @@ class Collator:
         token = drawn.order_N[drawn.rank_N < hidden_B[drawn.cell_N]]
         feature, cell = [drawn.feature_N[token]], [drawn.cell_N[token]]
         if batch.masked is not None and batch.masked.target_BQ is not None:
-            asked_BQ = (batch.masked.target_BQ == 0).numpy() & ~whole_B[
-                :, None
-            ]  # hidden zeros are those that are asked for
+            # hidden zeros are those that are asked for
+            asked_BQ = (batch.masked.target_BQ == 0).numpy() & ~whole_B[:, None]
             feature.append(batch.masked.query_BQ.numpy()[asked_BQ])
             cell.append(np.nonzero(asked_BQ)[0])
         pattern, pattern_B = np.unique(drawn.pattern_B, return_inverse=True)

@@ -14,7 +14,15 @@ from scipy.sparse.linalg import LinearOperator, svds
 
 from cellxpert.data.tokens import Tokens
 
-__all__ = ["MAX_CELLS", "MAX_COMPONENTS", "FactorModel", "deviations", "factor_model", "principal_components"]
+__all__ = [
+    "MAX_CELLS",
+    "MAX_COMPONENTS",
+    "FactorModel",
+    "deviations",
+    "factor_model",
+    "leading_factors",
+    "principal_components",
+]
 
 MAX_COMPONENTS = 50
 """Components looked for: the customary number."""
@@ -160,21 +168,58 @@ def factor_model(
     mean_PV = measured_PV * varies_V * centre_V / deviation_V
     if condition_N is not None:
         mean_PV = (member_NP.T @ level_NV).toarray() / np.asarray(member_NP.sum(axis=0)).reshape(-1, 1)
-    operator = deviations(level_NV, member_NP, mean_PV)
-    n = min(n_factors, min(operator.shape) - 1, max(int(varies_V.sum()) - 1, 0))
-    loading_VR = np.zeros((len(modality_V), 0))
-    if n >= 1:
-        _, size_R, vector_RV = svds(operator, k=n, v0=rng.standard_normal(min(operator.shape)))
-        order = np.argsort(-size_R)
-        explained_R = size_R[order] ** 2 / len(rows)
-        rest = max(varies_V.sum() - explained_R.sum(), 0.0) / max(varies_V.sum() - n, 1)
-        loading_VR = vector_RV[order].T * np.sqrt(np.maximum(explained_R - rest, 0.0))
-    unique_V = np.clip(1 - (loading_VR**2).sum(axis=1), _LEAST_UNIQUE, 1.0)
+    loading_VR, unique_V = leading_factors(
+        level_NV,
+        member_NP,
+        mean_PV,
+        share_V=varies_V * n_V / len(rows),
+        n_factors=n_factors,
+        least_unique=_LEAST_UNIQUE,
+        rng=rng,
+    )
     if usual_rows is not None and len(usual_rows):
         measured_V = tokens.measured_features[tokens.pattern[usual_rows]].sum(axis=0)
         total_V = np.asarray(whole_NV[usual_rows].sum(axis=0)).ravel()
         centre_V = np.where(measured_V > 0, total_V / np.maximum(measured_V, 1), centre_V)
     return FactorModel(*(x.astype(np.float32) for x in (centre_V, deviation_V, loading_VR, unique_V)))
+
+
+def leading_factors(
+    level_NV: sparse.csr_array,
+    member_NG: sparse.csr_array,
+    mean_GV: Floats,
+    *,
+    share_V: Floats,
+    n_factors: int,
+    least_unique: float,
+    rng: np.random.Generator,
+) -> tuple[Floats, Floats]:
+    """Return loadings (V, R) and variances of noise (V,) of standardised magnitudes (Tipping & Bishop 1999).
+
+    Parameters
+    ----------
+    level_NV, member_NG, mean_GV
+        Magnitudes in deviations of each feature, the group of each cell, and the groups' means: 0 where a feature was not measured.
+    share_V
+        Share of the cells in which each feature was measured; 0 for features that have no factors. What is left to noise is counted over
+        what was measured: over all features it would exceed weak factors where there are gaps.
+    n_factors
+        Most factors returned.
+    least_unique
+        Least variance of noise.
+    rng
+        Source of the solver's start.
+    """
+    operator, n_told = deviations(level_NV, member_NG, mean_GV), int((share_V > 0).sum())
+    n = max(min(n_factors, min(operator.shape) - 1, n_told - 1), 0)
+    loading_VR = np.zeros((len(share_V), n))
+    if n:
+        _, size_R, vector_RV = svds(operator, k=n, v0=rng.standard_normal(min(operator.shape)))
+        order = np.argsort(-size_R)
+        explained_R = size_R[order] ** 2 / level_NV.shape[0]
+        rest = max(share_V.sum() - explained_R.sum(), 0.0) / max(n_told - n, 1)
+        loading_VR = vector_RV[order].T * np.sqrt(np.maximum(explained_R - rest, 0.0))
+    return loading_VR, np.clip(1 - (loading_VR**2).sum(axis=1), least_unique, 1.0)
 
 
 def deviations(level_NV: sparse.csr_array, member_NG: sparse.csr_array, mean_GV: Floats) -> LinearOperator:

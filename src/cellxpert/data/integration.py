@@ -80,24 +80,30 @@ class FactorReading:
         """Return the magnitudes of cells (N, V) as they are read here; see :func:`read_magnitudes`."""
         return read_magnitudes(tokens, rows, level_MK=self.level_MK, share_M=self.share_M, modality_V=modality_V)
 
-    def factors(self, tokens: Tokens, *, modality_V: Ints, roles: Collection[str] | None = None) -> Floats:
-        """Return E[z | measured features] of all cells (N, R), NaN for a cell without any; niches are not read.
+    def factors(
+        self, tokens: Tokens, rows: Ints | None = None, *, modality_V: Ints, roles: Collection[str] | None = None
+    ) -> Floats:
+        """Return E[z | measured features] of cells (N, R), NaN for a cell without any; niches are not read.
 
         Parameters
         ----------
         tokens
-            Tokens of the cells.
+            Tokens of an object.
+        rows
+            Cells, as positions in ``tokens``; all if None.
         modality_V
             Modality of each feature.
         roles
             Modalities to read; all that are measured in the cell itself if None.
         """
         read_V = np.isin(modality_V, [MODALITIES.index(role) for role in (MEASURED if roles is None else roles)])
-        z_NR = np.full((tokens.n_cells, self.loading_VR.shape[1]), np.nan)
+        rows = np.arange(tokens.n_cells) if rows is None else rows
+        z_NR = np.full((len(rows), self.loading_VR.shape[1]), np.nan)
         for group, measured_V in enumerate(tokens.measured_features & read_V):
-            rows = np.flatnonzero(tokens.pattern == group)
-            if measured_V.any() and len(rows):
-                z_NR[rows] = self.posterior(self.magnitudes(tokens, rows, modality_V=modality_V), measured_V)[0]
+            mine_N = tokens.pattern[rows] == group
+            if measured_V.any() and mine_N.any():
+                level_NV = self.magnitudes(tokens, rows[mine_N], modality_V=modality_V)
+                z_NR[mine_N] = self.posterior(level_NV, measured_V)[0]
         return z_NR
 
     def posterior(self, level_NV: sparse.csr_array, measured_V: Bools) -> tuple[Floats, Floats]:
@@ -170,9 +176,11 @@ class Integration:
     error_QV: Floats | None = None
     """Quantiles of each feature's magnitude minus what the other modalities expect; 0 for modalities that are not told."""
 
-    def coordinates(self, tokens: Tokens, *, modality_V: Ints, roles: Collection[str] | None = None) -> Floats:
-        """Return coordinates of all cells (N, R) before batches are taken out; see :meth:`FactorReading.factors`."""
-        return self.reading.factors(tokens, modality_V=modality_V, roles=roles) @ self.reading.stretch_RR
+    def coordinates(
+        self, tokens: Tokens, rows: Ints | None = None, *, modality_V: Ints, roles: Collection[str] | None = None
+    ) -> Floats:
+        """Return coordinates of cells (N, R) before batches are taken out; see :meth:`FactorReading.factors`."""
+        return self.reading.factors(tokens, rows, modality_V=modality_V, roles=roles) @ self.reading.stretch_RR
 
     def errors(self, level: float) -> Floats:
         """Return the quantile of each feature's error at a level (V,), interpolated between those that are kept."""

@@ -18,6 +18,7 @@ from cellxpert.errors import (
     EmptyDataError,
     FeatureNameError,
     GenomeError,
+    GenomeMissingError,
     LayerError,
     NegativeValueError,
     NonFiniteError,
@@ -78,8 +79,10 @@ def peaks_to_kmers(
         If there are no counts to read.
     FeatureNameError
         If peaks are not named by their place.
+    GenomeMissingError
+        If pyfaidx is not installed.
     GenomeError
-        If pyfaidx is not installed, the file cannot be read, it lacks chromosomes, peaks lie beyond a chromosome's end, or the
+        If the file cannot be read, it lacks chromosomes, peaks lie beyond a chromosome's end, or the
         peaks are of another build than the file.
     ConfigError
         If ``k`` or ``missing`` is none of the above.
@@ -213,7 +216,7 @@ def _open(fasta: str | os.PathLike[str]) -> Any:
     try:
         import pyfaidx
     except ImportError as error:
-        raise GenomeError(
+        raise GenomeMissingError(
             "peaks_to_kmers", found="the package pyfaidx is not installed", fix='pip install "cellxpert[atac]"'
         ) from error
     path = Path(fasta)

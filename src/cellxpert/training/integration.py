@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
-from scipy.sparse.linalg import svds
 
 from cellxpert.data.cells import Cells
-from cellxpert.data.components import deviations
+from cellxpert.data.components import leading_factors
 from cellxpert.data.integration import (
     CLUSTER_WIDTH,
     LEVELS,
@@ -47,6 +46,7 @@ N_ITERATIONS = 30
 LEAST_UNIQUE = 0.1
 """Least share of a feature's variance that is its own."""
 LEAST_VARIANCE = 1e-4
+"""Least variance of a feature's noise."""
 PRIOR_CELLS = 20
 """Cells in which nothing follows the factors that every feature is taken to have: few cells with two modalities tell little of either."""
 MIN_SEEN = 10
@@ -120,7 +120,7 @@ def fit_integration(
         found = replace(before, shifts=None)
     if batch_N is None or len(names := sorted(set(batch_N[rows]))) < 2:
         return found.rounded()
-    point_NR = found.coordinates(tokens, modality_V=modality_V)[rows]
+    point_NR = found.coordinates(tokens, rows, modality_V=modality_V)
     kept = np.isfinite(point_NR).all(axis=1)
     if not point_NR[kept].size:  # nothing varies
         return found.rounded()
@@ -156,7 +156,7 @@ def _with_errors(found: Integration, tokens: Tokens, rows: Ints, *, modality_V: 
             if beside_M[m] < MIN_TOLD or not here.any():
                 continue
             mine_V, others = modality_V == m, [other for other in MEASURED if other != role]
-            z_NR = fitted.factors(tokens, modality_V=modality_V, roles=others)[rows[here]]
+            z_NR = fitted.factors(tokens, rows[here], modality_V=modality_V, roles=others)
             level_NV = fitted.magnitudes(tokens, rows[here], modality_V=modality_V)
             error_NV[np.ix_(here, mine_V)] = level_NV[:, mine_V].toarray() - fitted.expected(z_NR, mine_V)
     for m, role in enumerate(MEASURED):
@@ -212,12 +212,7 @@ def _start(
     share_M: Floats,
     seed: int,
 ) -> FactorReading:
-    """Probabilistic principal components of standardised magnitudes (Tipping & Bishop 1999); what was not measured is at its mean.
-
-    What is left to noise is counted over what was measured: over all features it would exceed weak factors, and one that starts at 0
-    stays there.
-    """
-    rng = np.random.default_rng(seed)
+    """Probabilistic principal components of standardised magnitudes; what was not measured is at its mean."""
     level_NV = sparse.csr_array(sparse.vstack([group.level_NV for group in groups]))
     measured_GV = np.stack([group.measured_V for group in groups])
     n_G = np.array([group.level_NV.shape[0] for group in groups])
@@ -229,25 +224,22 @@ def _start(
     deviation_V = np.sqrt(np.where(varies_V, variance_V, 1.0))
     told_V = varies_V & seen_V
     member_NG = sparse.csr_array(np.repeat(np.eye(len(n_G)), n_G, axis=0))
-    operator = deviations(
-        sparse.csr_array(level_NV * (told_V / deviation_V)), member_NG, measured_GV * told_V * usual_V / deviation_V
+    loading_VR, unique_V = leading_factors(
+        sparse.csr_array(level_NV * (told_V / deviation_V)),
+        member_NG,
+        measured_GV * told_V * usual_V / deviation_V,
+        share_V=told_V * n_V / n_G.sum(),
+        n_factors=N_FACTORS,
+        least_unique=LEAST_UNIQUE,
+        rng=np.random.default_rng(seed),
     )
-    n = max(min(N_FACTORS, min(operator.shape) - 1, int(told_V.sum()) - 1), 0)
-    loading_VR = np.zeros((len(usual_V), n))
-    if n:
-        _, size_R, vector_RV = svds(operator, k=n, v0=rng.standard_normal(min(operator.shape)))
-        order = np.argsort(-size_R)
-        explained_R = size_R[order] ** 2 / n_G.sum()
-        rest = max(n_V[told_V].sum() / n_G.sum() - explained_R.sum(), 0.0) / (told_V.sum() - n)
-        loading_VR = vector_RV[order].T * np.sqrt(np.maximum(explained_R - rest, 0.0))
-    unique_V = np.clip(1 - (loading_VR**2).sum(axis=1), LEAST_UNIQUE, 1.0)
     return FactorReading(
         level_MK=level_MK,
         share_M=share_M,
         usual_V=usual_V,
         loading_VR=loading_VR * deviation_V[:, None],
         unique_V=unique_V * deviation_V**2,
-        stretch_RR=np.eye(n),
+        stretch_RR=np.eye(loading_VR.shape[1]),
     )
 
 

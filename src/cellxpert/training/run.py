@@ -232,8 +232,8 @@ def learn(
     rows = {part: np.flatnonzero(split.to_numpy() == part) for part in PARTS}
     if arguments.early_stopping and not len(rows["validation"]):
         raise ConfigError("train(early_stopping=True)", found="no validation cells", fix="pass train_size=0.9")
-    tokens, assigned = tokenize(cells, vocabulary, config.tokens), None
-    conditions = cells.conditions()
+    whole, assigned = tokenize(cells, vocabulary, config.tokens), None
+    tokens, conditions = whole, cells.conditions()
     if perturbations is not None and conditions is not None:
         assigned = perturbations.assign(conditions, vocabulary)
         tokens = without_targets(tokens, assigned)
@@ -265,7 +265,7 @@ def learn(
         fit_responses=adapter is None,
     )
     if adapter is None:
-        integration = integrate_cells(cells, vocabulary, tokens, rows=rows["train"], seed=seed, before=integration)
+        integration = integrate_cells(cells, vocabulary, whole, rows=rows["train"], seed=seed, before=integration)
     if history is not None:
         told.index = told.index + len(history)
         told = pd.concat([history, told])

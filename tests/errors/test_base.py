@@ -39,17 +39,5 @@ def test_an_error_reads_and_travels_well(kind):
         assert (twin.where, twin.found, twin.fix) == ("adata.X", "3 NaN", "remove them")
 
 
-def test_the_builtin_fits():
-    assert issubclass(errors.LayerError, KeyError)
-    assert issubclass(errors.ObjectTypeError, TypeError)
-    assert issubclass(errors.CheckpointNotFoundError, FileNotFoundError)
-    assert issubclass(errors.CheckpointNotFoundError, errors.CheckpointError)
-    assert issubclass(errors.OutputExistsError, FileExistsError)
-    assert issubclass(errors.NotTrainedError, RuntimeError)
-    assert issubclass(errors.GeneError, KeyError)
-    assert issubclass(errors.ControlError, ValueError)
-    assert issubclass(errors.FewCellsError, ValueError)
-
-
 def test_parts_may_be_left_out():
     assert str(errors.ObsKeyError("obs")) == f"[CX401] obs\nWhy it matters: {errors.ObsKeyError.why}"
