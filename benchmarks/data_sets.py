@@ -171,7 +171,7 @@ _DAY_1 = Split(name="s1d1-to-s1d2", make=partial(of_groups, column="batch", trai
 ANNOTATION: Mapping[str, DataSet] = {
     data.name: data
     for data in (
-        DataSet(name="pbmc68k", label_key="bulk_labels", splits=(_STRATIFIED,), make=_pbmc68k),
+        DataSet(name="pbmc68k", label_key="bulk_labels", splits=(_STRATIFIED, *_FOLDS), make=_pbmc68k),
         DataSet(name="pbmc_facs_zheng2017", label_key="cell_type", splits=(Split(name="given", make=given), *_FOLDS)),
         DataSet(name="pbmc3k", label_key="cell_type", splits=(_STRATIFIED, *_FOLDS)),
         DataSet(name="pancreas_2protocols_2307x8634", label_key="cell_type", splits=(_INDROP, _STRATIFIED)),
@@ -209,17 +209,11 @@ def _left_out(name: str, split: str, *kinds: str) -> LeftOut:
     return LeftOut(data=data, split=next(s for s in data.splits if s.name == split), kinds=kinds)
 
 
-_PBMC68K_FOLD = Split(name="3-fold-2022/1", make=partial(three_fold, fold=1))
-
 UNKNOWN: Mapping[str, LeftOut] = {
     left.data.name: left
     for left in (
         # its test fifth has too few cells of most types
-        LeftOut(
-            data=ANNOTATION["pbmc68k"],
-            split=_PBMC68K_FOLD,
-            kinds=("CD14+ Monocyte", "CD19+ B", "Dendritic", "CD4+/CD25 T Reg"),
-        ),
+        _left_out("pbmc68k", "3-fold-2022/1", "CD14+ Monocyte", "CD19+ B", "Dendritic", "CD4+/CD25 T Reg"),
         _left_out("pbmc_facs_zheng2017", "3-fold-2022/1", "CD14+ Monocyte", "CD19+ B", "CD34+", "CD4+/CD25 T Reg"),
         _left_out("pbmc3k", "stratified-2022", "B cells", "CD8 T cells", "FCGR3A+ Monocytes", "NK cells"),
         _left_out("pancreas_2protocols_2307x8634", "stratified-2022", "acinar", "alpha", "delta", "ductal"),

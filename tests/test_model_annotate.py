@@ -244,6 +244,33 @@ def test_coarse_labels_do_not_contradict_fine_ones() -> None:
     assert right[True] > right[False] + 0.4
 
 
+def test_two_words_for_one_type_do_not_lose_to_a_third_label() -> None:
+    """Half of the cells that are hard to tell from B cells are called "T", the other half "T lymphocyte"."""
+    kind = np.repeat([0, 1], [200, 120])
+    said = np.where(kind == 1, "B", np.where(np.arange(320) % 2, "T", "T lymphocyte"))
+    terms = {"T": "CL:0000084", "T lymphocyte": "CL:0000084", "B": "CL:0000236"}
+    found = {}
+    for given in (None, terms):
+        adata = simulated(said, kind=kind)
+        cx.CellxPert.setup_anndata(adata, labels_key="label", label_terms=given)
+        model = quick(adata)
+        new = simulated(["?"] * 400, kind=np.repeat([0, 1], 200), seed=5)
+        table = model.annotate(new, inplace=False, unknown=False)
+        proba = model.annotate(new, inplace=False, return_proba=True)
+        found[given is not None] = table, proba
+    table, proba = found[True]
+    one_type = proba[["T", "T lymphocyte"]].sum(axis=1)
+    is_t = table["label"].isin(["T", "T lymphocyte"])
+    assert (is_t == (one_type > proba["B"])).all()
+    np.testing.assert_allclose(table["confidence"], np.maximum(one_type, proba["B"]), rtol=1e-5)
+    assert (proba.loc[is_t].idxmax(axis=1) == "B").any()  # the most probable single word, and yet not the answer
+    assert (table.loc[is_t, "label"] == proba.loc[is_t, ["T", "T lymphocyte"]].idxmax(axis=1)).all()
+    plain, proba = found[False]
+    np.testing.assert_allclose(plain["confidence"], proba.max(axis=1), rtol=1e-5)
+    kept = model.annotate(new, inplace=False)["reason"] == "labelled"
+    assert kept.mean() > 0.8  # what was measured on training cells are sums too
+
+
 # --- labels of all kinds -----------------------------------------------------------------------------------------------
 
 

@@ -480,7 +480,7 @@ class CellxPert(SetupMethods, IntegrationMethods):
         Notes
         -----
         **Writes** to ``obs``: ``key_added`` (categorical, no unused categories), ``cellxpert_confidence`` (float32; the probability
-        of the label), ``cellxpert_reason`` (categorical; ``"labelled"``, ``"coarser"`` or why not), ``cellxpert_ood`` (float32; the
+        of the label, with that of all labels of the same ontology term), ``cellxpert_reason`` (categorical; ``"labelled"``, ``"coarser"`` or why not), ``cellxpert_ood`` (float32; the
         distance to the nearest label, 1 where 5 % of cells like the training cells are farther, NaN if the model is not calibrated),
         ``cellxpert_label_ontology_term_id`` (``"unknown"`` for none), ``cellxpert_set_size``, and ``cellxpert_tissue`` with
         ``cellxpert_tissue_confidence`` where the setup named a ``tissue_key``. To ``obsm``: ``cellxpert_proba``
@@ -501,6 +501,7 @@ class CellxPert(SetupMethods, IntegrationMethods):
             calibration=state.calibration,
             options=options,
             label_terms=terms,
+            type_C=state.setup.types_of(state.labels),
             ontology=ontology,
             tissues=state.tissues,
         )

@@ -1,4 +1,4 @@
-"""Quantiles and thresholds against counting; a calibration before and after it went through a file."""
+"""Choices against a loop, quantiles and thresholds against counting; a calibration before and after it went through a file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellxpert.data.calibration import LEVELS, Calibration, quantiles_of
+from cellxpert.data.calibration import LEVELS, Calibration, choose, quantiles_of
 from cellxpert.data.cell_types import Components, TypeModel
 
 scores = st.lists(st.floats(0, 100, width=32), min_size=1, max_size=300)
@@ -60,6 +60,23 @@ def test_a_threshold_covers_what_was_asked_for_and_little_more(values: list[floa
     at_most, below = np.mean(np.array(values) <= threshold), np.mean(np.array(values) < threshold)
     assert at_most >= level - 1e-9
     assert below <= level + 1 / 200 + 1 / len(values) + 1e-9
+
+
+@settings(deadline=None)
+@given(data=st.data(), n_labels=st.integers(1, 7), seed=st.integers(0, 2**32 - 1))
+def test_words_for_one_type_are_counted_together(data: st.DataObject, n_labels: int, seed: int) -> None:
+    type_C = np.array(data.draw(st.lists(st.integers(0, n_labels - 1), min_size=n_labels, max_size=n_labels)))
+    probability = np.random.default_rng(seed).dirichlet(np.full(n_labels, 0.5), size=20)
+    label, total = choose(probability, type_C)
+    for row, found, sum_of_type in zip(probability, label, total, strict=True):
+        sums = {code: sum(p for p, c in zip(row, type_C, strict=True) if c == code) for code in set(type_C.tolist())}
+        best = max(sums, key=sums.get)
+        words = [c for c in range(n_labels) if type_C[c] == best]
+        assert found == max(words, key=lambda c: row[c])
+        assert sum_of_type == pytest.approx(sums[best])
+    alone, largest = choose(probability, np.arange(n_labels))
+    assert (alone == probability.argmax(axis=1)).all()
+    assert (largest == probability.max(axis=1)).all()
 
 
 def test_levels_are_rounded_up_to_those_that_are_kept() -> None:

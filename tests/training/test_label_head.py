@@ -17,6 +17,7 @@ from cellxpert.data.calibration import Calibration, quantiles_of
 from cellxpert.data.cell_types import PRIOR_CELLS, Components, find_components
 from cellxpert.data.collate import Collator
 from cellxpert.data.loaders import inference_batches
+from cellxpert.data.record import LabelTerm, ModalitySetup, Setup
 from cellxpert.data.splits import folds_of
 from cellxpert.data.tokens import Tokens, shown_features
 from cellxpert.nn.network import Network
@@ -220,6 +221,21 @@ def test_coarse_labels_are_marginal_targets(precise: None, monkeypatch: pytest.M
     assert found.surprise_Q[40] < 1e-6  # a quarter of the cells can be wrong in nothing
     exact = fit_label_head(told.network, told.collator, told.labelled())
     assert exact.surprise_Q[40] > 1e-3
+
+
+def test_words_for_one_type_have_its_code() -> None:
+    from cellxpert.ontology import CellOntology, label_targets
+
+    known = {"X:T": ("T cell", [], []), "X:CD4": ("CD4 T cell", ["X:T"], [])}
+    terms, exact = ["X:T", "X:CD4", "X:T", "", "X:CD4", "X:T", ""], [True, True, True, True, True, False, True]
+    allowed = label_targets(terms, CellOntology.from_terms(known, version="v"), exact=exact)
+    cells = Labelled(rows=np.arange(7), code_N=np.arange(7), allowed_CC=allowed)
+    assert cells.type_C.tolist() == [0, 1, 0, 3, 1, 5, 6]
+    said = tuple(
+        LabelTerm(label=str(i), term=t, exact=e) for i, (t, e) in enumerate(zip(terms, exact, strict=True)) if t
+    )
+    setup = Setup(modalities=(ModalitySetup(role="rna", name="rna"),), label_terms=said)
+    assert setup.types_of([str(i) for i in range(7)]).tolist() == cells.type_C.tolist()
 
 
 # --- the calibration ---------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """What labels of a trained model can be trusted with: measured on cells that were not used for them.
 
-Letters: N cells, V features, C labels, Q quantiles, G groups of cells with the same features measured.
+Letters: N cells, V features, C labels, T types, Q quantiles, G groups of cells with the same features measured.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import numpy.typing as npt
 from cellxpert.data.cell_types import Components, TypeModel
 from cellxpert.data.tokens import Tokens
 
-__all__ = ["Calibration", "Tissues", "quantiles_of"]
+__all__ = ["Calibration", "Tissues", "choose", "quantiles_of"]
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 LEVELS = np.linspace(0.0, 1.0, 201)
 """Levels of the quantiles that are kept."""
 _ARRAYS = ("confidence_Q", "distance_Q", "surprise_Q", "steady_V")
@@ -26,6 +27,29 @@ _ARRAYS = ("confidence_Q", "distance_Q", "surprise_Q", "steady_V")
 def quantiles_of(value_N: Floats) -> Floats:
     """Return the quantiles that are kept of a score, (Q,): of its values, none in between."""
     return np.quantile(value_N, LEVELS, method="inverted_cdf").astype(np.float64)
+
+
+def choose(probability_NC: Floats, type_C: Ints) -> tuple[Ints, Floats]:
+    """Choose the most probable type of each cell, and the most probable of the words for it.
+
+    Parameters
+    ----------
+    probability_NC
+        Probability of each label.
+    type_C
+        Which type each label is a word for, as codes below C: labels with the same code share its probability between them.
+
+    Returns
+    -------
+    label_N
+        Index of the label.
+    probability_N
+        Probability of its type.
+    """
+    total_NT = probability_NC @ np.eye(len(type_C))[type_C]
+    best_N = total_NT.argmax(axis=1)
+    label_N = np.where(type_C == best_N[:, None], probability_NC, -1.0).argmax(axis=1)
+    return label_N, total_NT[np.arange(len(best_N)), best_N]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +74,7 @@ class Calibration:
     temperature: float
     """What logits are divided by."""
     confidence_Q: Floats
-    """Quantiles of the largest probability."""
+    """Quantiles of the probability of the most probable type."""
     surprise_Q: Floats
     """Quantiles of 1 - the probability of the true label."""
     distance_Q: Floats

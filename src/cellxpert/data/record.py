@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from cellxpert.data.roles import MEASURED, NICHE
 from cellxpert.errors import ModalityError, NotSetUpError
@@ -107,6 +108,12 @@ class Setup:
         """Return it with what another setup knows of labels that it does not know itself."""
         terms = {term.label: term for term in (*other.label_terms, *self.label_terms)}
         return replace(self, label_terms=tuple(terms.values()))
+
+    def types_of(self, labels: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Return the code of the type that each label is a word for: labels that mean all cells of one term share theirs."""
+        term_of = {term.label: term.term for term in self.label_terms if term.exact}
+        first: dict[str, int] = {}
+        return np.array([first.setdefault(term_of[x], i) if x in term_of else i for i, x in enumerate(labels)])
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain nested values that HDF5, Zarr and JSON can hold; what is None is left out."""

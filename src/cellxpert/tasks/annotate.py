@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import softmax
 
-from cellxpert.data.calibration import Calibration, Tissues
+from cellxpert.data.calibration import Calibration, Tissues, choose
 from cellxpert.errors import ConfigError
 from cellxpert.ontology import CellOntology, back_off
 
@@ -71,7 +71,7 @@ class Evidence:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Annotation:
-    """Labels of cells; ``labels[i]`` has the confidence ``confidence[i]``."""
+    """Labels of cells; ``confidence[i]`` is the probability of the type that ``labels[i]`` is a word for."""
 
     labels: npt.NDArray[np.object_]
     confidence: npt.NDArray[np.float32]
@@ -99,6 +99,7 @@ def annotate(
     calibration: Calibration | None,
     options: LabelOptions | None = None,
     label_terms: Sequence[str] | None = None,
+    type_C: npt.NDArray[np.int64] | None = None,
     ontology: CellOntology | None = None,
     tissues: Tissues | None = None,
 ) -> Annotation:
@@ -119,6 +120,8 @@ def annotate(
         What is asked.
     label_terms
         Ontology term of each label, ``""`` for none.
+    type_C
+        Code of the type that each label is a word for (:func:`cellxpert.data.calibration.choose`); None: each is its own.
     ontology
         Where the terms come from; needed to back off.
     tissues
@@ -132,7 +135,7 @@ def annotate(
     temperature = 1.0 if calibration is None else calibration.temperature
     own_NC = softmax(evidence.logits_NC.astype(np.float64) / temperature, axis=1)
     proba_NC, distance_N, shown_N = _voted(own_NC, evidence)
-    best_N, confidence_N = proba_NC.argmax(axis=1), proba_NC.max(axis=1)
+    best_N, confidence_N = choose(proba_NC, np.arange(len(classes)) if type_C is None else type_C)
     labels_N = np.asarray(classes, dtype=object)[best_N]
     terms_N = None if label_terms is None else np.asarray(label_terms, dtype=object)[best_N]
     reason_N = np.full(len(best_N), LABELLED, dtype=object)

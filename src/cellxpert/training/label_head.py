@@ -18,7 +18,7 @@ from scipy import sparse
 from scipy.special import softmax
 
 from cellxpert.config import LabelLoss
-from cellxpert.data.calibration import Calibration, quantiles_of
+from cellxpert.data.calibration import Calibration, choose, quantiles_of
 from cellxpert.data.cell_types import Components, TypeModel, find_components, n_replicated, scaled_magnitudes
 from cellxpert.data.collate import Collator
 from cellxpert.data.components import MAX_CELLS
@@ -62,6 +62,11 @@ class Labelled:
     """Batch of each cell; None: not known."""
     label_loss: LabelLoss = "plain"
     seed: int = 0
+
+    @property
+    def type_C(self) -> Ints:
+        """Code of the type that each label is a word for: labels that contain one another are words for one."""
+        return (self.allowed_CC & self.allowed_CC.T).argmax(axis=1)
 
     def take(self, chosen: Ints) -> Labelled:
         """Return some of the cells."""
@@ -147,6 +152,7 @@ def calibrate_label_head(
         "validation",
         logits_NC,
         allowed_NC,
+        type_C=validation.type_C,
         temperature=temperature,
         distance_N=types.distance_N[folds.known_N],
         steady_V=_steady(reading.tokens, cells.rows),
@@ -268,6 +274,7 @@ def _cross_fit(
         "left-out batches" if folds.by_batch else "out-of-fold",
         best[3][known_N],
         allowed_NC[known_N],
+        type_C=cells.type_C,
         temperature=best[2],
         distance_N=types.distance_N[known_N],
         steady_V=_steady(reading.tokens, cells.rows),
@@ -282,6 +289,7 @@ def _calibration(
     logits_NC: Floats,
     allowed_NC: Bools,
     *,
+    type_C: Ints,
     temperature: float,
     distance_N: Floats,
     steady_V: Floats,
@@ -289,11 +297,12 @@ def _calibration(
     types: TypeModel,
 ) -> Calibration:
     probability_NC = softmax(logits_NC / temperature, axis=1)
+    _, confidence_N = choose(probability_NC, type_C)
     return Calibration(
         source=source,
         n_cells=len(logits_NC),
         temperature=temperature,
-        confidence_Q=quantiles_of(probability_NC.max(axis=1)),
+        confidence_Q=quantiles_of(confidence_N),
         surprise_Q=quantiles_of(1 - np.where(allowed_NC, probability_NC, 0.0).sum(axis=1)),
         distance_Q=quantiles_of(distance_N),
         steady_V=steady_V,
