@@ -16,7 +16,7 @@ INPLACE ?=
 
 PY := $(VENV)/bin/python
 INSTALL := $(PY) -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
-# Tests run in two processes; each keeps to one thread.
+# Tests and notebooks run in two processes; each keeps to one thread.
 ONE_THREAD := OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 # Sphinx's extensions call what Sphinx deprecates; its own warnings stay errors.
 QUIET := PYTHONWARNINGS=ignore::DeprecationWarning
@@ -42,7 +42,7 @@ docs: $(VENV)/.core $(VENV)/.group-doc
 	$(QUIET) $(PY) -m sphinx -E -W --keep-going -b html docs docs/_build/html
 
 tutorials: $(VENV)/.core $(VENV)/.group-tutorials
-	$(VENV)/bin/jupyter-execute --timeout=600 $(INPLACE) tutorials/*.ipynb
+	ls tutorials/*.ipynb | $(ONE_THREAD) xargs -n 1 -P 2 $(VENV)/bin/jupyter-execute --timeout=600 $(INPLACE)
 
 build: $(VENV)/.group-dev
 	$(PY) -m build --outdir dist .

@@ -26,6 +26,16 @@ def test_a_trained_model_knows_its_history_and_labels(trained):
     assert len(trained.labels) == 6
     assert "labels: 6" in repr(trained)
     assert trained.device == "cpu"
+    for odd in ("xpu", "cpu:1", "cpu:x", "", "cuda:"):
+        with pytest.raises(DeviceError):
+            trained.to_device(odd)
     with pytest.raises(DeviceError):
         trained.to_device("mps" if torch.cuda.is_available() else "cuda:77")  # what this machine lacks
     assert trained.device == "cpu"
+
+
+@pytest.mark.parametrize("named", ["auto", "cpu:0", "cpu"])
+def test_the_device_is_one_that_torch_knows(trained, named):
+    trained.to_device(named)
+    assert next(trained._state.network.parameters()).device.type == torch.device(trained.device).type
+    trained.to_device("cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 
@@ -106,16 +107,17 @@ def test_without_terms_labels_are_names(labelled: Labelled) -> None:
         ({"T cell": None}, OntologyError, "None"),
     ],
 )
-def test_what_cannot_be_recorded_leaves_no_setup(
+def test_what_cannot_be_recorded_changes_nothing(
     labelled: Labelled, terms: object, kind: type[Exception], message: str
 ) -> None:
     adata = labelled("T cell", "B cell")
     adata.uns["cellxpert_info"] = {"annotate": {"x": {"seed": 1}}}
-    for _ in range(2):  # nor does it leave one of before
+    for _ in range(2):  # without an earlier setup, and with one
+        before = copy.deepcopy(adata.uns["cellxpert_info"])
         with pytest.raises(kind, match=message):
             setup(adata, terms)
-        assert adata.uns["cellxpert_info"] == {"annotate": {"x": {"seed": 1}}}
-        cx.CellxPert.setup_anndata(adata, labels_key="type")
+        assert adata.uns["cellxpert_info"] == before
+        cx.CellxPert.setup_anndata(adata, labels_key="type", label_terms={"T cell": T, "B cell": B})
 
 
 def test_terms_without_labels_are_refused(labelled: Labelled) -> None:

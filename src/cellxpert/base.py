@@ -11,7 +11,7 @@ from mudata import MuData
 
 from cellxpert.data import setup as setups
 from cellxpert.data.tables import region_key, require_coordinates, table_of
-from cellxpert.terms import name_terms
+from cellxpert.terms import name_terms, whole_setup
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -95,29 +95,30 @@ class SetupMethods:
         -----
         **Writes** ``mdata.uns["cellxpert_info"]["setup"]``, nothing else.
         """
-        setups.setup_mudata(
-            mdata,
-            rna=rna,
-            atac=atac,
-            protein=protein,
-            layers=layers,
-            batch_key=batch_key,
-            labels_key=labels_key,
-            tissue_key=tissue_key,
-            unlabeled_category=unlabeled_category,
-            perturbation_key=perturbation_key,
-            control_category=control_category,
-            perturbation_type=perturbation_type,
-            counts=counts,
-            spatial=setups.spatial_setup(
-                spatial_key=spatial_key,
-                library_key=library_key,
-                neighbors_key=neighbors_key,
-                n_neighbors=n_neighbors,
-                image_key=image_key,
-            ),
-        )
-        name_terms(mdata, label_terms)
+        with whole_setup(mdata):
+            setups.setup_mudata(
+                mdata,
+                rna=rna,
+                atac=atac,
+                protein=protein,
+                layers=layers,
+                batch_key=batch_key,
+                labels_key=labels_key,
+                tissue_key=tissue_key,
+                unlabeled_category=unlabeled_category,
+                perturbation_key=perturbation_key,
+                control_category=control_category,
+                perturbation_type=perturbation_type,
+                counts=counts,
+                spatial=setups.spatial_setup(
+                    spatial_key=spatial_key,
+                    library_key=library_key,
+                    neighbors_key=neighbors_key,
+                    n_neighbors=n_neighbors,
+                    image_key=image_key,
+                ),
+            )
+            name_terms(mdata, label_terms)
 
     @classmethod
     def setup_anndata(
@@ -165,27 +166,28 @@ class SetupMethods:
         -----
         **Writes** ``adata.uns["cellxpert_info"]["setup"]``, nothing else.
         """
-        setups.setup_anndata(
-            adata,
-            modality=modality,
-            layer=layer,
-            batch_key=batch_key,
-            labels_key=labels_key,
-            tissue_key=tissue_key,
-            unlabeled_category=unlabeled_category,
-            perturbation_key=perturbation_key,
-            control_category=control_category,
-            perturbation_type=perturbation_type,
-            counts=counts,
-            spatial=setups.spatial_setup(
-                spatial_key=spatial_key,
-                library_key=library_key,
-                neighbors_key=neighbors_key,
-                n_neighbors=n_neighbors,
-                image_key=image_key,
-            ),
-        )
-        name_terms(adata, label_terms)
+        with whole_setup(adata):
+            setups.setup_anndata(
+                adata,
+                modality=modality,
+                layer=layer,
+                batch_key=batch_key,
+                labels_key=labels_key,
+                tissue_key=tissue_key,
+                unlabeled_category=unlabeled_category,
+                perturbation_key=perturbation_key,
+                control_category=control_category,
+                perturbation_type=perturbation_type,
+                counts=counts,
+                spatial=setups.spatial_setup(
+                    spatial_key=spatial_key,
+                    library_key=library_key,
+                    neighbors_key=neighbors_key,
+                    n_neighbors=n_neighbors,
+                    image_key=image_key,
+                ),
+            )
+            name_terms(adata, label_terms)
 
     @classmethod
     def setup_spatialdata(
@@ -248,24 +250,25 @@ class SetupMethods:
             require_coordinates(table, spatial_key, table_key=table_key)
         if library_key is None and (spatial_key or neighbors_key):
             library_key = region_key(table)
-        setups.setup_anndata(
-            table,
-            modality=modality,
-            layer=layer,
-            batch_key=batch_key,
-            labels_key=labels_key,
-            tissue_key=tissue_key,
-            unlabeled_category=unlabeled_category,
-            perturbation_key=perturbation_key,
-            control_category=control_category,
-            perturbation_type=perturbation_type,
-            counts=counts,
-            spatial=setups.spatial_setup(
-                spatial_key=spatial_key,
-                library_key=library_key,
-                neighbors_key=neighbors_key,
-                n_neighbors=n_neighbors,
-                image_key=image_key,
-            ),
-        )
-        name_terms(table, label_terms)
+        with whole_setup(table):
+            setups.setup_anndata(
+                table,
+                modality=modality,
+                layer=layer,
+                batch_key=batch_key,
+                labels_key=labels_key,
+                tissue_key=tissue_key,
+                unlabeled_category=unlabeled_category,
+                perturbation_key=perturbation_key,
+                control_category=control_category,
+                perturbation_type=perturbation_type,
+                counts=counts,
+                spatial=setups.spatial_setup(
+                    spatial_key=spatial_key,
+                    library_key=library_key,
+                    neighbors_key=neighbors_key,
+                    n_neighbors=n_neighbors,
+                    image_key=image_key,
+                ),
+            )
+            name_terms(table, label_terms)

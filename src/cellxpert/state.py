@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pandas as pd
+import torch
 from anndata import AnnData
 from mudata import MuData
 
@@ -13,7 +14,7 @@ from cellxpert.checkpoint import TrainedState, save_state
 from cellxpert.config import ModelConfig
 from cellxpert.data import setup as setups
 from cellxpert.data.record import Setup
-from cellxpert.errors import NotTrainedError
+from cellxpert.errors import DeviceError, NotTrainedError
 
 __all__ = ["StateMethods"]
 
@@ -64,7 +65,7 @@ class StateMethods:
         Parameters
         ----------
         device
-            ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+            ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, or ``"auto"``: CUDA where there is one.
 
         Raises
         ------
@@ -73,10 +74,16 @@ class StateMethods:
         """
         from cellxpert.training.fit import resolve_accelerator
 
-        resolve_accelerator(device.split(":")[0])
-        self._device = device
+        kind, colon, index = device.partition(":")
+        resolved = resolve_accelerator(kind)
+        resolved = "cuda" if resolved == "gpu" else resolved
+        n_devices = torch.cuda.device_count() if resolved == "cuda" else 1
+        if colon and not (index.isdecimal() and int(index) < n_devices):
+            fix = f"count from 0, or use to_device({kind!r})"
+            raise DeviceError(f"to_device({device!r})", found=f"{n_devices} of that kind", fix=fix)
+        self._device = resolved + colon + index
         if self._state is not None:
-            self._state.network.to(device)
+            self._state.network.to(self._device)
 
     def save(self, dir_path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the model and its adapters to a folder of JSON and safetensors; the data are not saved.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import pandas as pd
 from anndata import AnnData
@@ -16,13 +17,28 @@ from cellxpert.data.record import LabelTerm
 from cellxpert.errors import CellxPertWarning, ConfigError
 from cellxpert.ontology import CellOntology, match_labels
 
-__all__ = ["name_terms"]
+__all__ = ["name_terms", "whole_setup"]
 
 _MAX_SHOWN = 20
 
 
+@contextmanager
+def whole_setup(data: AnnData | MuData) -> Iterator[None]:
+    """Set an object up in several steps: if one fails, what was recorded before is there again."""
+    uns = getattr(data, "uns", {})  # no object at all is for the first step to refuse
+    before = uns.get(keys.INFO)
+    try:
+        yield
+    except BaseException:
+        if before is None:
+            uns.pop(keys.INFO, None)
+        else:
+            uns[keys.INFO] = before
+        raise
+
+
 def name_terms(data: AnnData | MuData, label_terms: str | Mapping[str, str] | pd.DataFrame | None) -> None:
-    """Add the terms of its labels to the setup of an object; if they cannot be, the record of the setup goes too.
+    """Add the terms of its labels to the setup of an object.
 
     Raises
     ------
@@ -41,15 +57,11 @@ def name_terms(data: AnnData | MuData, label_terms: str | Mapping[str, str] | pd
     if label_terms is None:
         return
     setup = setups.read_setup(data)
-    try:
-        labels = Cells.open(data, setup).labels()
-        if labels is None:
-            raise ConfigError("label_terms=", found="no labels_key", fix="name the column of the labels: labels_key=")
-        names = sorted(set(labels) - {setup.unlabeled_category})
-        table = _table(names, label_terms)
-    except BaseException:
-        data.uns[keys.INFO] = {k: v for k, v in data.uns[keys.INFO].items() if k != keys.SETUP}
-        raise
+    labels = Cells.open(data, setup).labels()
+    if labels is None:
+        raise ConfigError("label_terms=", found="no labels_key", fix="name the column of the labels: labels_key=")
+    names = sorted(set(labels) - {setup.unlabeled_category})
+    table = _table(names, label_terms)
     terms = tuple(
         LabelTerm(label=name, term=row.term, exact=row.how != "general")
         for name, row in zip(table.index, table.itertuples(), strict=True)

@@ -130,6 +130,11 @@ def test_early_stopping_needs_validation_cells(few: MuData) -> None:
         _model(few).train(early_stopping=True, train_size=1.0, progress_bar=False)
 
 
+def test_an_unknown_accelerator_is_refused(few: MuData) -> None:
+    with pytest.raises(DeviceError, match="'tpu'.*no such kind"):
+        _model(few).train(accelerator="tpu", progress_bar=False)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_absent_accelerator(few: MuData) -> None:
     with pytest.raises(DeviceError, match="accelerator='cpu'"):

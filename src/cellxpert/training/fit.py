@@ -27,6 +27,7 @@ from cellxpert.training.plan import TrainingPlan
 
 __all__ = ["RunConfig", "fit", "resolve_accelerator"]
 
+ACCELERATORS = ("auto", "cpu", "cuda", "gpu", "mps")
 STATE = "state.ckpt"
 FINGERPRINT = "fingerprint.json"
 
@@ -58,6 +59,8 @@ def resolve_accelerator(accelerator: str) -> str:
     DeviceError
         If the device is not there.
     """
+    if accelerator not in ACCELERATORS:
+        raise DeviceError(f"accelerator={accelerator!r}", found="no such kind", fix=f"use one of {list(ACCELERATORS)}")
     if accelerator == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if accelerator in {"gpu", "cuda"} and not torch.cuda.is_available():
