@@ -321,8 +321,11 @@ def test_a_whole_case():
 
 def test_cases_give_methods_what_they_read():
     cases = list(TASK.cases(Options()))
+    assert len({case.key for case in cases}) == len(cases)
+    seeds = {case.method: {c.seed for c in cases if c.method == case.method} for case in cases}
+    assert {m for m, s in seeds.items() if s == {0, 1, 2}} == {m for m, entry in METHODS.items() if entry.seeded}
+    assert {m for m, s in seeds.items() if s == {0}} == {m for m, entry in METHODS.items() if not entry.seeded}
     keys = {(case.data, case.split, case.method) for case in cases}
-    assert len(keys) == len(cases)
     for name, source in INTEGRATION.items():
         splits = {split for data, split, _ in keys if data == name}
         assert splits == ({"rna-only"} if source.other is None else {"paired", "mosaic"})
@@ -361,7 +364,7 @@ def test_report_and_plot(tmp_path):
     assert "## toy, paired" in text
     assert text.index("impute_mean") > text.index("Values of a modality")
     assert "**0.900**" in text
-    assert "| `pca_rna` | 0.700 | **0.700** | 1.0 |" in text  # foscttm: less is better
+    assert "| `pca_rna` | 0.700 | **0.700** | – | 1.0 |" in text  # foscttm: less is better
     (picture,) = TASK.plot(pd.DataFrame(rows), tmp_path / "integration")
     assert picture.exists()
 
