@@ -271,6 +271,16 @@ def test_an_object_without_batches_has_to_say_what_is_meant(model: cx.CellxPert,
     assert bare.uns["cellxpert_info"]["integrate"][KEY]["unknown_batches"] == ["(query)"]
 
 
+def test_a_batch_column_that_the_querys_setup_does_not_name_is_read_all_the_same(
+    model: cx.CellxPert, query: MuData, places: np.ndarray
+) -> None:
+    cx.CellxPert.setup_mudata(query, **ROLES)
+    model.integrate(query)
+    assert np.array_equal(query.obsm[KEY], places, equal_nan=True)
+    done = query.uns["cellxpert_info"]["integrate"][KEY]
+    assert (list(done["known_batches"]), list(done["unknown_batches"])) == (["batch_0", "batch_1"], [])
+
+
 def test_batches_that_are_numbers_are_the_same_as_their_text(source: MuData) -> None:
     found = []
     for kind in (int, float, str):
@@ -352,6 +362,7 @@ def test_a_modality_is_found_by_its_name_too(source: MuData, model: cx.CellxPert
     other = cx.CellxPert.load(saved, named)
     by_name, by_role = (other.impute(name, inplace=False) for name in ("adt", "protein"))
     assert by_name.expected.equals(by_role.expected)
+    assert model.impute("adt", named, inplace=False).expected.equals(by_role.expected)
     other.impute("adt")
     assert named["adt"].layers["cellxpert_imputed"].shape == named["adt"].shape
 
@@ -364,7 +375,13 @@ def test_what_cannot_be_imputed_is_named(model: cx.CellxPert, query: MuData) -> 
     for coverage in (0, 1, -0.5, 90, 0.995, float("nan")):
         with pytest.raises(ConfigError, match=r"impute\(coverage=\)"):
             model.impute("protein", query, coverage=coverage)
-    assert model.impute("protein", query, coverage=0.99, inplace=False).coverage == 0.99
+    with pytest.raises(ConfigError, match="training cells had protein beside another"):
+        model.impute("protein", query, coverage=0.99)
+    assert model.impute("protein", query, coverage=0.9, inplace=False).coverage == 0.9
+    with pytest.raises(ConfigError, match=r"impute\(coverage=\)"):
+        model.impute("protein", query, coverage="0.9")
+    with pytest.raises(ModalityError, match=r"no modality \['protein'\]"):
+        model.impute(["protein"], query)
 
 
 def test_modalities_that_never_met_are_not_imputed(source: MuData) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import time
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,7 @@ from cellxpert.data.roles import MEASURED, MODALITIES
 from cellxpert.data.tables import table_of
 from cellxpert.data.tokens import Tokens
 from cellxpert.data.write import record, write_layer, write_obsm
-from cellxpert.errors import ConfigError, ModalityError, NotTrainedError, QueryError
+from cellxpert.errors import ConfigError, ModalityError, NotTrainedError, ObsKeyError, QueryError
 from cellxpert.tasks.integrate import ImputeResult, impute, integrate
 
 __all__ = ["IntegrationMethods"]
@@ -37,7 +39,7 @@ MAX_COVERAGE = 0.99
 SCALES = {
     "log": "log1p of counts per 10,000",
     "clr": "centred log-ratio, zeros kept",
-    "counts": "log1p of the share in 1,000 of the cell's peaks",
+    "counts": "log1p of the share in 1,000 of what the cell shows in the model's peaks",
     "arcsinh": "arcsinh of a fifth of the intensity",
     "none": "as measured",
 }
@@ -76,7 +78,8 @@ class IntegrationMethods(AdapterMethods):
         new_batches
             What to do with batches that the model was not trained on. ``"error"``: refuse them. ``"fit"``: estimate from these cells what
             each adds; at least 20 of each are needed, and what they have in common and no other batch has is lost. ``"ignore"``: leave in
-            what they add.
+            what they add. A model that was trained on one batch takes nothing out of any. Batches are known by name: another
+            laboratory's ``"1"`` is not this one's (the record lists ``known_batches``).
         inplace
             Write; False returns the array and writes nothing.
 
@@ -112,18 +115,25 @@ class IntegrationMethods(AdapterMethods):
         data, tokens = self._read(mdata, "integrate", inplace=inplace)
         roles = _chosen_roles(state, tokens, modalities)
         readings = {key_added: roles} | ({f"{key_added}_{role}": (role,) for role in roles} if per_modality else {})
+        batch_N = _batches_of(state, data, setup=self._setup_for(data), new_batches=new_batches)
         found, new = integrate(
             space,
             tokens,
             modality_V=_modality_V(state),
-            batch_N=_batches_of(state, data, setup=self._setup_for(data), new_batches=new_batches),
+            batch_N=batch_N,
             readings=list(readings.values()),
             new_batches=new_batches,
         )
         arrays = dict(zip(readings, found, strict=True))
         if not inplace:
             return arrays if per_modality else arrays[key_added]
-        asked = {"modalities": list(roles), "new_batches": new_batches, "unknown_batches": list(new)}
+        known = () if batch_N is None or space.shifts is None else sorted(set(batch_N) & set(space.shifts.names))
+        asked = {
+            "modalities": list(roles),
+            "new_batches": new_batches,
+            "known_batches": list(known),
+            "unknown_batches": list(new),
+        }
         for key, array in arrays.items():
             write_obsm(data, key, array)
         record(data, "integrate", key=key_added, entry=self._record(tokens, started) | asked)
@@ -178,15 +188,16 @@ class IntegrationMethods(AdapterMethods):
         ``uns["cellxpert_info"]["impute"][f"{layer_added}_{role}"]``.
 
         Magnitudes are log1p of counts scaled to 10,000 (RNA), the centred log-ratio that keeps zeros (protein), and log1p of a peak's
-        share in 1,000 of the cell's peaks (ATAC).
+        share in 1,000 of what the cell shows in the model's peaks (ATAC).
         """
         started = time.perf_counter()
         state, space = _require_integration(self._trained())
-        if not 0 < coverage <= MAX_COVERAGE:
+        if not (isinstance(coverage, int | float) and 0 < coverage <= MAX_COVERAGE):
             fix = f"give a share of at most {MAX_COVERAGE}, such as 0.9: rarer errors are not known"
             raise ConfigError("impute(coverage=)", found=repr(coverage), fix=fix)
         data, tokens = self._read(mdata, "impute", inplace=inplace)
-        role = _imputed_role(state, space, tokens, modality, setup=self._setup)
+        here = setups.query_setup(self._setup_for(data), data)
+        role = _imputed_role(state, space, tokens, modality, setups_of=(state.setup, self._setup, here))
         values = impute(space, tokens, role=role, modality_V=_modality_V(state), coverage=coverage)
         result = _impute_result(state, tokens, values, role=role, coverage=coverage, index=data.obs_names)
         if not inplace:
@@ -313,7 +324,11 @@ def _batches_of(state: TrainedState, data: Data, *, setup: Setup, new_batches: s
     """
     if state.integration is None or state.integration.shifts is None:
         return None
-    batches = Cells.open(data, setups.query_setup(setup, data)).batches()
+    here = setups.query_setup(setup, data)
+    batches = Cells.open(data, here).batches()
+    if batches is None and here.batch_key is None:  # set up without one, which may be there all the same
+        with contextlib.suppress(ObsKeyError):
+            batches = Cells.open(data, replace(here, batch_key=state.setup.batch_key)).batches()
     if batches is not None:
         return batches.astype(str).to_numpy(dtype=object)
     if new_batches == "error":
@@ -325,7 +340,9 @@ def _batches_of(state: TrainedState, data: Data, *, setup: Setup, new_batches: s
     return np.full(data.n_obs, "(query)", dtype=object)
 
 
-def _imputed_role(state: TrainedState, space: Integration, tokens: Tokens, modality: str, *, setup: Setup) -> str:
+def _imputed_role(
+    state: TrainedState, space: Integration, tokens: Tokens, modality: str, *, setups_of: Collection[Setup]
+) -> str:
     """Return the role of a modality that is named by its role or by its name in the object.
 
     Raises
@@ -335,8 +352,9 @@ def _imputed_role(state: TrainedState, space: Integration, tokens: Tokens, modal
     QueryError
         If it is not known how well other modalities tell it.
     """
-    names = {m.name: m.role for m in (*state.setup.modalities, *setup.modalities) if m.name is not None}
-    role, roles = names.get(modality, modality), [r for r in state.vocabulary.roles if r in MEASURED]
+    names = {m.name: m.role for setup in setups_of for m in setup.modalities if m.name is not None}
+    roles = [r for r in state.vocabulary.roles if r in MEASURED]
+    role = names.get(modality, modality) if isinstance(modality, str) else ""
     if role not in roles:
         raise ModalityError("impute", found=f"no modality {modality!r} in the model", fix=f"use one of {roles}")
     if not set(_roles_here(state, tokens)) - {role}:

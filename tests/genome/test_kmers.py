@@ -244,6 +244,9 @@ def test_another_build_than_the_file(fasta, monkeypatch):
     adata.uns["genome"] = "GRCh37"
     with pytest.raises(GenomeError, match=r"small\.fa: peaks of hg19, but a genome with the chromosomes of hg38"):
         peaks_to_kmers(adata, fasta)
+    adata.uns["genome"] = "T2T-CHM13v2"  # not a build that is known, and not this one
+    with pytest.raises(GenomeError, match=r"peaks of T2T-CHM13v2, but[\s\S]*uns\['genome'\] = 'hg38'"):
+        peaks_to_kmers(adata, fasta)
     adata.uns["genome"] = "hg38"
     assert peaks_to_kmers(adata, fasta, k=4).uns["kmers"]["genome"] == "hg38"
     assert BUILDS["hg38"]["1"] > 900

@@ -158,6 +158,21 @@ def test_a_constant_prediction_knows_nothing_and_a_constant_truth_is_not_scored(
     assert set(found) == {"pearson", "rmse", "n_features", "n_constant"}
 
 
+def test_tables_are_paired_by_name():
+    rng = np.random.default_rng(0)
+    names = {"index": [f"c{i}" for i in range(20)], "columns": [f"f{i}" for i in range(5)]}
+    truth = pd.DataFrame(rng.normal(size=(20, 5)), **names)
+    said = truth + rng.normal(size=(20, 5))
+    bounds = {"lower": said - 1, "upper": said + 1}
+    scores = metrics.imputation_scores(truth, said, **bounds)
+    assert scores == metrics.imputation_scores(truth.to_numpy(), said.to_numpy(), lower=said - 1, upper=said + 1)
+    turned = {name: table.iloc[::-1, ::-1] for name, table in bounds.items()}
+    assert metrics.imputation_scores(truth, said.iloc[::-1, ::-1], **turned) == scores
+    for other in (said.rename(columns={"f0": "g"}), said.iloc[:, [0, 0, 1, 2, 3]], said.rename(index={"c0": "c1"})):
+        with pytest.raises(MetricError, match="other names"):
+            metrics.imputation_scores(truth, other)
+
+
 def test_chunks_do_not_change_scores(monkeypatch):
     rng = np.random.default_rng(0)
     truth, predicted = rng.poisson(1.0, (30, 25)), rng.normal(size=(30, 25))

@@ -15,6 +15,7 @@ from cellxpert.data.integration import NO_BATCH, FactorReading, Integration
 from cellxpert.data.setup import read_setup
 from cellxpert.data.tokens import Tokens, tokenize
 from cellxpert.data.vocabulary import Vocabulary
+from cellxpert.errors import ConfigError
 from cellxpert.tasks.integrate import impute
 from cellxpert.training import integration
 from cellxpert.training.integration import fit_factors, fit_integration, fit_shifts, integrate_cells
@@ -481,6 +482,56 @@ def test_many_cells_are_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not np.array_equal(some.reading.usual_V, whole.reading.usual_V)
     assert not np.array_equal(some.reading.usual_V, other.reading.usual_V)
     np.testing.assert_allclose(_implied(some.reading), _implied(whole.reading), atol=0.1)
+
+
+def test_a_sample_keeps_what_is_rare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few cells have both modalities, and few are of the last batch: of each so many stay that something can be told by them."""
+    monkeypatch.setattr(integration, "MAX_CELLS", 300)
+    value = Truth.draw().cells(3000, seed=0)
+    alone = np.arange(3000) % 2 == 0
+    value[np.ix_(alone, MODALITY == 0)] = np.nan
+    value[np.ix_(~alone, MODALITY == 2)] = np.nan
+    value[:40] = Truth.draw().cells(40, seed=1)
+    batch = np.where(np.arange(3000) >= 2995, "rare", np.where(alone, "a", "b")).astype(object)
+    for seed in range(4):
+        space = _space(value, batch, seed=seed)
+        assert space.told == ("rna", "protein")
+        assert space.shifts.names == ("a", "b", "rare")
+    drawn = integration._sample(_tokens(value), np.arange(3000), modality_V=MODALITY, batch_N=batch, seed=0)
+    assert len(drawn) == len(set(drawn)) == 300
+    assert {*range(40), *range(2995, 3000)} <= set(drawn)
+    assert (np.diff(drawn) > 0).all()
+
+
+def test_a_cell_is_moved_until_it_has_arrived() -> None:
+    """Against a hundred rounds of all cells; alone as in company."""
+    _, point, batch, kind = _clusters()
+    point = point + 4.0 * batch[:, None] * np.eye(5)[kind % 5]  # batches differ as much as kinds do
+    shifts = fit_shifts(point, batch, names=("a", "b"), seed=0)
+    left = point
+    for _ in range(100):
+        added = np.stack([shifts.memberships(left) @ offset for offset in shifts.offset_BCR])
+        left = point - added[batch, np.arange(len(point))]
+    found = shifts.correct(point, batch)
+    assert np.quantile(np.abs(found - left).max(axis=1), 0.995) < 0.02
+    for i in (0, 333):
+        np.testing.assert_allclose(shifts.correct(point[[i]], batch[[i]])[0], found[i], atol=1e-9)
+
+
+def test_errors_rarer_than_cells_can_show_are_not_known() -> None:
+    value = Truth.draw().cells(400, seed=0)
+    value[np.ix_(np.arange(400) >= 60, MODALITY == 2)] = np.nan
+    space = _space(value)
+    asked = {"role": "protein", "modality_V": MODALITY}
+    assert space.n_told == (60, 60)
+    for coverage in (
+        0.5,
+        0.9,
+        0.96,
+    ):  # a new error is above the largest of 60 once in 61 times, and below the least as often
+        assert np.isfinite(impute(space, _tokens(value), coverage=coverage, **asked)).all()
+    with pytest.raises(ConfigError, match="at most 0.96"):
+        impute(space, _tokens(value), coverage=0.98, **asked)
 
 
 def test_what_was_fitted_before_stays_where_features_are_lacking() -> None:

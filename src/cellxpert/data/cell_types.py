@@ -36,8 +36,9 @@ far from all labels, and those alone."""
 def scaled_magnitudes(tokens: Tokens, rows: Ints, *, scale_MK: Floats, modality_V: Ints) -> sparse.csr_matrix:
     """Return what is read of cells, one row each: the scale of each token's bin in its modality, 0 for a feature without a token."""
     shape = (tokens.n_cells, len(modality_V))
-    scale_T = scale_MK[modality_V[tokens.feature], tokens.bin]
-    return sparse.csr_matrix((scale_T, tokens.feature, tokens.start), shape=shape)[rows]
+    bin_NV = sparse.csr_matrix((tokens.bin, tokens.feature, tokens.start), shape=shape)[rows]
+    scale_T = scale_MK[modality_V[bin_NV.indices], bin_NV.data]
+    return sparse.csr_matrix((scale_T, bin_NV.indices, bin_NV.indptr), shape=bin_NV.shape)
 
 
 @dataclass(frozen=True, eq=False)

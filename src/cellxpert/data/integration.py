@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from cellxpert.data.cell_types import scaled_magnitudes
 from cellxpert.data.roles import MEASURED, MODALITIES
 from cellxpert.data.tokens import Tokens
 
@@ -29,6 +30,8 @@ CLUSTER_WIDTH = 0.1
 NEW_BATCH_PRIOR = 1.0
 """Cells at no distance that every cluster of a new batch is taken to have."""
 NEW_BATCH_ROUNDS = 10
+MAX_ROUNDS, LEAST_MOVE = 50, 1e-3
+"""Rounds of taking out of a cell what its batch adds, and the move of a coordinate below which it has arrived."""
 LEVELS = np.array([0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.975, 0.99, 0.995])
 """Levels at which quantiles of errors are kept."""
 _ARRAYS = ("level_MK", "share_M", "usual_V", "loading_VR", "unique_V", "stretch_RR")
@@ -39,13 +42,11 @@ _SHIFTS = ("centre_CR", "mean_CR", "offset_BCR")
 def read_magnitudes(
     tokens: Tokens, rows: Ints, *, level_MK: Floats, share_M: Floats, modality_V: Ints
 ) -> sparse.csr_array:
-    """Return the magnitudes of cells (N, V), 0 for a feature without a token; counts as log1p of their share in 1,000 of the cell's.
+    """Return the magnitudes of cells (N, V), 0 for a feature without a token; counts as log1p of their share in 1,000 of the cell's tokens.
 
     Cells of many fragments show more of all peaks: as shares they are comparable (as in latent semantic indexing).
     """
-    shape = (tokens.n_cells, len(modality_V))
-    value_T = level_MK[modality_V[tokens.feature], tokens.bin]
-    level_NV = sparse.csr_array((value_T, tokens.feature, tokens.start), shape=shape)[rows]
+    level_NV = sparse.csr_array(scaled_magnitudes(tokens, rows, scale_MK=level_MK, modality_V=modality_V))
     modality_T = modality_V[level_NV.indices]
     for modality in np.flatnonzero(share_M):
         mine_T = modality_T == modality
@@ -140,16 +141,23 @@ class BatchShifts:
         share_NC = np.exp(score_NC - score_NC.max(axis=1, keepdims=True))
         return share_NC / share_NC.sum(axis=1, keepdims=True)
 
-    def correct(self, point_NR: Floats, code_N: Ints, *, n_rounds: int = 5) -> Floats:
-        """Return the coordinates without what the batch adds: what it adds depends on the clusters, and these on what is left."""
+    def correct(self, point_NR: Floats, code_N: Ints) -> Floats:
+        """Return the coordinates without what the batch adds: what it adds depends on the clusters, and these on what is left.
+
+        Every cell is moved until it has arrived, whatever others do.
+        """
         known_N = (code_N != NO_BATCH) & np.isfinite(point_NR).all(axis=1)
         corrected_NR = point_NR.copy()
         for code in np.unique(code_N[known_N]):
             rows = known_N & (code_N == code)
-            left_NR = point_NR[rows]
-            for _ in range(n_rounds):
-                left_NR = point_NR[rows] - self.memberships(left_NR) @ self.offset_BCR[code]
-            corrected_NR[rows] = left_NR
+            moving = np.flatnonzero(rows)
+            for _ in range(MAX_ROUNDS):
+                if not len(moving):
+                    break
+                left_NR = point_NR[moving] - self.memberships(corrected_NR[moving]) @ self.offset_BCR[code]
+                move_N = np.abs(left_NR - corrected_NR[moving]).max(axis=1)
+                corrected_NR[moving] = left_NR
+                moving = moving[move_N > LEAST_MOVE]
         return corrected_NR
 
     def with_batch(self, name: str, point_NR: Floats) -> BatchShifts:
@@ -173,6 +181,8 @@ class Integration:
     """None: trained on one batch."""
     told: tuple[str, ...] = ()
     """Modalities that training cells had beside another, so that it is known how well the others tell them."""
+    n_told: tuple[int, ...] = ()
+    """How many cells that is known from; empty in models of before it was kept."""
     error_QV: Floats | None = None
     """Quantiles of each feature's magnitude minus what the other modalities expect; 0 for modalities that are not told."""
 
@@ -196,7 +206,8 @@ class Integration:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all that is no array."""
-        return {"batches": [] if self.shifts is None else list(self.shifts.names), "told": list(self.told)}
+        batches = [] if self.shifts is None else list(self.shifts.names)
+        return {"batches": batches, "told": list(self.told), "n_told": list(self.n_told)}
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], arrays: Mapping[str, npt.ArrayLike]) -> Integration:
@@ -216,6 +227,7 @@ class Integration:
             reading=FactorReading(**{name: arrays[name] for name in _ARRAYS}),
             shifts=shifts,
             told=tuple(str(role) for role in settings["told"]),
+            n_told=tuple(int(n) for n in settings.get("n_told", ())),
             error_QV=arrays.get(_ERRORS),
         )
 

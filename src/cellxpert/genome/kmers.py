@@ -237,9 +237,10 @@ def _chromosomes(
     """Name in the file of each chromosome of the peaks, and what is recorded; checks that the peaks are of this genome."""
     lengths = {name: len(genome[name]) for name in genome.keys()}  # noqa: SIM118 a Fasta is no dict
     there, here = build_of_lengths(lengths.items()), genome_of(adata)
-    if there and known_build(here) and known_build(here) != there:
+    if there and here and known_build(here) != there:
         found = f"peaks of {here}, but a genome with the chromosomes of {there}"
-        raise GenomeError(path.name, found=found, fix=f"give the FASTA file of {here}")
+        fix = f"give the FASTA file of {here}, or correct the name if it is wrong: adata.uns['genome'] = {there!r}"
+        raise GenomeError(path.name, found=found, fix=fix)
     plain: dict[str, list[str]] = {}
     for name in lengths:
         plain.setdefault(bare(name), []).append(name)

@@ -189,7 +189,7 @@ def imputation_scores(
     truth
         Measured values, cells x features, sparse too, on the scale of the prediction.
     predicted
-        Expected values, of the same cells and features.
+        Expected values, of the same cells and features: in the same order, or, of two tables, with the same names.
     detection
         Score, too, whether a feature is there at all (truth above 0): for open chromatin.
     lower, upper
@@ -206,8 +206,9 @@ def imputation_scores(
     Raises
     ------
     MetricError
-        If shapes differ, values are not finite, or one bound is missing or above the other.
+        If shapes or names differ, values are not finite, or one bound is missing or above the other.
     """
+    truth, predicted, lower, upper = _by_name(truth, predicted, lower, upper)
     true, guess = finite_matrix("truth", truth), _dense("predicted", predicted)
     if true.shape != guess.shape:
         found = f"shapes {true.shape} and {guess.shape}"
@@ -237,6 +238,27 @@ def imputation_scores(
         area = np.concatenate(areas)
         scores |= {"auroc": _mean(area), "n_auroc": float(np.isfinite(area).sum())}
     return scores | ({"coverage": inside / guess.size} if bounds else {})
+
+
+def _by_name(truth: Any, *others: Any) -> tuple[Any, ...]:
+    """Return tables in the order of the first; what is no table is in that order already."""
+    import pandas as pd
+
+    if not isinstance(truth, pd.DataFrame):
+        return truth, *others
+    sorted_ = []
+    for table in others:
+        if isinstance(table, pd.DataFrame):
+            same = [
+                getattr(table, axis).sort_values().equals(getattr(truth, axis).sort_values())
+                for axis in ("index", "columns")
+            ]
+            if not all(same) or not (truth.index.is_unique and truth.columns.is_unique):
+                found = "tables whose cells or features have other names, or names twice"
+                raise MetricError("truth, predicted", found=found, fix="give both for the same cells and features")
+            table = table.loc[truth.index, truth.columns]
+        sorted_.append(table)
+    return truth, *sorted_
 
 
 def _scib() -> ModuleType:

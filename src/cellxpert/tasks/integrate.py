@@ -15,7 +15,7 @@ import pandas as pd
 from cellxpert.data.integration import NO_BATCH, BatchShifts, Integration
 from cellxpert.data.roles import MEASURED, MODALITIES
 from cellxpert.data.tokens import Tokens
-from cellxpert.errors import FewCellsError, QueryError
+from cellxpert.errors import ConfigError, FewCellsError, QueryError
 
 __all__ = ["ImputeResult", "impute", "integrate", "place_batches"]
 
@@ -60,7 +60,8 @@ def place_batches(
         raise QueryError(
             "integrate",
             found=f"{len(new)} batches that the model was not trained on: {list(new[:5])}; it knows {list(known[:10])}",
-            fix='pass new_batches="fit" to estimate from these cells what they add, or "ignore" to leave it in',
+            fix='pass new_batches="fit" to estimate from these cells what they add, or "ignore" to leave it in; of a batch whose cells were all '
+            "held out of training (split_key=, train_size=) the model knows nothing either",
         )
     for name in new if new_batches == "fit" else ():
         mine_NR = point_NR[batch_N == name]
@@ -140,8 +141,14 @@ class ImputeResult:
 def impute(integration: Integration, tokens: Tokens, *, role: str, modality_V: Ints, coverage: float) -> list[Floats]:
     """Return expected magnitudes of a modality (N, F), and the limits between which they are in a share ``coverage`` of cells.
 
-    The limits are the expected values plus quantiles of the errors that training cells had.
+    The limits are the expected values plus quantiles of the errors that training cells had; ``ConfigError`` where these are too few to
+    tell: of n errors the largest is exceeded by one new cell in n + 1.
     """
+    n = dict(zip(integration.told, integration.n_told, strict=False)).get(role)
+    if n is not None and coverage > (most := (n - 1) / (n + 1)):
+        found = f"{coverage}, where {n} training cells had {role} beside another modality"
+        fix = f"ask for at most {np.floor(100 * most) / 100:g}: they do not show how large rarer errors are"
+        raise ConfigError("impute(coverage=)", found=found, fix=fix)
     reading = integration.reading
     others = [other for other in MEASURED if other != role]
     z_NR = reading.factors(tokens, modality_V=modality_V, roles=others)

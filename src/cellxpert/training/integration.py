@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from scipy import sparse
 
 from cellxpert.data.cells import Cells
@@ -35,6 +36,8 @@ Ints = npt.NDArray[np.int64]
 NICHES = MODALITIES.index(NICHE)
 MAX_CELLS = 10_000
 """Cells that are enough to find them."""
+LEAST_BRIDGE, LEAST_OF_BATCH = 1000, 50
+"""Cells with several modalities, and cells of each batch, that are among them if there are as many."""
 MIN_TOLD = 30
 """Fewest cells that have a modality beside another for errors of imputation to be known."""
 N_FOLDS = 3
@@ -109,8 +112,7 @@ def fit_integration(
     before
         What was fitted before, to other cells: where these lack some of the features, it stays, and only batches are found anew.
     """
-    if len(rows) > MAX_CELLS:
-        rows = np.sort(np.random.default_rng(seed).choice(rows, MAX_CELLS, replace=False))
+    rows = _sample(tokens, rows, modality_V=modality_V, batch_N=batch_N, seed=seed)
     read_V = modality_V != NICHES
     measured_V = tokens.measured_features[np.unique(tokens.pattern[rows])].any(axis=0)
     if before is None or measured_V[read_V].all():
@@ -129,12 +131,34 @@ def fit_integration(
     return replace(found, shifts=shifts).rounded()
 
 
+def _sample(
+    tokens: Tokens, rows: Ints, *, modality_V: Ints, batch_N: npt.NDArray[np.object_] | None, seed: int
+) -> Ints:
+    """Draw at most ``MAX_CELLS``, among them enough of each batch and of those with several modalities to be told anything by them."""
+    if len(rows) <= MAX_CELLS:
+        return rows
+    drawn = np.random.default_rng(seed).permutation(rows)
+    n_present_N = _present(tokens, modality_V)[drawn].sum(axis=1)
+    first = [drawn[n_present_N > 1][: min(LEAST_BRIDGE, MAX_CELLS // 4)]]
+    if batch_N is not None:
+        code_N, names = pd.factorize(batch_N[drawn])
+        least = min(LEAST_OF_BATCH, max(MAX_CELLS // (4 * len(names)), 1))
+        first += [drawn[code_N == code][:least] for code in range(len(names))]
+    wanted, at = np.unique(np.concatenate([*first, drawn]), return_index=True)
+    return np.sort(wanted[np.argsort(at)][:MAX_CELLS])
+
+
+def _present(tokens: Tokens, modality_V: Ints) -> npt.NDArray[np.bool_]:
+    """Which modalities each cell of an object has (N, M), niches not among them."""
+    measured_GM = [tokens.measured_features[:, modality_V == m].any(axis=1) for m in range(len(MEASURED))]
+    return np.stack(measured_GM, axis=1)[tokens.pattern]
+
+
 def _with_errors(found: Integration, tokens: Tokens, rows: Ints, *, modality_V: Ints, seed: int) -> Integration:
     """Add how far features are from what the cell's other modalities expect, in cells that the expectation was not fitted to."""
-    reading, told = found.reading, []
-    present_NM = np.stack(
-        [tokens.measured_features[:, modality_V == m].any(axis=1)[tokens.pattern] for m in range(len(MEASURED))], axis=1
-    )
+    reading = found.reading
+    told: dict[str, int] = {}
+    present_NM = _present(tokens, modality_V)
     error_QV = np.zeros((len(LEVELS), len(modality_V)))
     both_N = present_NM[rows].sum(axis=1) > 1
     beside_M = present_NM[rows][both_N].sum(axis=0)
@@ -166,8 +190,8 @@ def _with_errors(found: Integration, tokens: Tokens, rows: Ints, *, modality_V: 
             kept_NF = error_NF[np.isfinite(error_NF).all(axis=1)]
             # the i-th of n errors is at level i / (n + 1): a new cell's error is as likely to be in any of the gaps between them
             error_QV[:, mine_V] = np.quantile(kept_NF, LEVELS, axis=0, method="weibull")
-            told.append(role)
-    return replace(found, told=tuple(told), error_QV=error_QV)
+            told[role] = len(kept_NF)
+    return replace(found, told=tuple(told), n_told=tuple(told.values()), error_QV=error_QV)
 
 
 def fit_factors(
