@@ -475,7 +475,7 @@ class CellxPert(SetupMethods, IntegrationMethods):
         ObsKeyError
             If there is no column ``clusters_key``.
         OntologyMissingError
-            With ``back_off``, if the package with the ontology is not installed.
+            With ``back_off``, and with ``set_coverage`` where labels have terms, if the package with the ontology is not installed.
 
         Notes
         -----
@@ -497,11 +497,12 @@ class CellxPert(SetupMethods, IntegrationMethods):
         result = annotate(
             exchange.evidence(state, data, tokens, logits_NC=logits, tissue_NC=tissues, clusters_key=clusters_key),
             classes=state.labels,
-            unlabeled_category=self._setup.unlabeled_category,
+            unlabeled_category=state.setup.unlabeled_category,
             calibration=state.calibration,
             options=options,
             label_terms=terms,
             type_C=state.setup.types_of(state.labels),
+            allowed_CC=None if set_coverage is None else _allowed(state),
             ontology=ontology,
             tissues=state.tissues,
         )
@@ -685,3 +686,10 @@ class CellxPert(SetupMethods, IntegrationMethods):
     def _embed(self, tokens: Tokens, batch_size: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         state = self._trained()
         return embed(state.network, exchange.collate(state, tokens), batch_size=batch_size, device=self._device)
+
+
+def _allowed(state: TrainedState) -> np.ndarray:
+    """Which labels a cell of each label may have, as in training."""
+    from cellxpert.training.label_task import allowed_labels  # as above
+
+    return allowed_labels(state.labels, state.setup.label_terms)

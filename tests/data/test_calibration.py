@@ -56,8 +56,8 @@ def test_quantiles_are_values_and_as_many_lie_below_as_they_say(values: list[flo
 @settings(deadline=None)
 @given(values=scores, level=st.floats(0, 1))
 def test_a_threshold_covers_what_was_asked_for_and_little_more(values: list[float], level: float) -> None:
-    threshold = _calibration(values).threshold("confidence", level)
-    at_most, below = np.mean(np.array(values) <= threshold), np.mean(np.array(values) < threshold)
+    threshold = _calibration(values).threshold("distance", level)
+    at_most, below = np.mean(10 * np.array(values) <= threshold), np.mean(10 * np.array(values) < threshold)
     assert at_most >= level - 1e-9
     assert below <= level + 1 / 200 + 1 / len(values) + 1e-9
 
@@ -79,15 +79,16 @@ def test_words_for_one_type_are_counted_together(data: st.DataObject, n_labels: 
     assert (largest == probability.max(axis=1)).all()
 
 
-def test_levels_are_rounded_up_to_those_that_are_kept() -> None:
+def test_levels_are_rounded_to_those_that_are_kept() -> None:
     calibration = _calibration(np.arange(1, 201) / 200)
     for score in ("confidence", "surprise", "distance"):
         kept = getattr(calibration, f"{score}_Q")
         for k in range(201):  # a level that is kept is not rounded, however it was computed
             assert calibration.threshold(score, k / 200) == kept[k]
             assert calibration.threshold(score, 1 - (200 - k) / 200) == kept[k]
-        assert calibration.threshold(score, 0.9001) == kept[181]
-        assert calibration.threshold(score, 0.8951) == kept[180]
+        up = score != "confidence"  # of which cells below are refused
+        assert calibration.threshold(score, 0.9001) == kept[180 + up]
+        assert calibration.threshold(score, 0.8951) == kept[179 + up]
         assert calibration.threshold(score, 1.0) == kept[200]
 
 
@@ -97,8 +98,8 @@ def test_thresholds_keep_the_promise_of_conformal_prediction(n: int, coverage: f
     """Let each of n + 1 scores be the new one: the share asked for does not exceed the threshold of the others, and few more."""
     value = np.random.default_rng(seed).gamma(1.0, 1.0, n + 1)
     level = math.ceil((n + 1) * coverage) / n
-    thresholds = [_calibration(np.delete(value, new)).threshold("confidence", level) for new in range(n + 1)]
-    within = np.mean(value <= thresholds)
+    thresholds = [_calibration(np.delete(value, new)).threshold("distance", level) for new in range(n + 1)]
+    within = np.mean(10 * value <= thresholds)
     assert coverage - 1e-9 <= within <= coverage + 2 / n + 1 / 200
 
 

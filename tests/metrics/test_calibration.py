@@ -45,6 +45,14 @@ def test_bins_hold_every_cell_and_do_not_depend_on_the_order(data, n_bins, rando
         assert (table["confidence"] >= table["low"] - 1e-12).all()
 
 
+def test_the_least_confidence_is_a_bin_of_its_own_where_many_cells_share_it():
+    confidence, right = np.repeat([0.2, 0.9], 50), np.r_[np.arange(50) < 45, np.arange(50) < 10]
+    assert metrics.ece(confidence, right, bins="mass") == pytest.approx(0.7)
+    table = metrics.reliability(np.r_[np.zeros(400), np.linspace(0.4, 1, 600)], np.ones(1000, bool), bins="mass")
+    assert (table["n"].iloc[0], table["high"].iloc[0]) == (400, 0)
+    assert table["n"].iloc[1:].max() <= 1000 / 15 + 1
+
+
 def test_equal_mass_bins_hold_equally_many_cells():
     confidence = np.random.default_rng(0).random(150)
     table = metrics.reliability(confidence, confidence > 0.5, n_bins=15, bins="mass")

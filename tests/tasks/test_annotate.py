@@ -326,6 +326,48 @@ def test_sets_hold_the_true_label_as_often_as_promised(n, asked):
     assert asked - 3 * error <= np.mean(covered) <= asked + 1 / n + 0.01 + 3 * error
 
 
+@pytest.mark.parametrize(
+    "allowed",
+    [
+        np.kron(np.eye(2), np.ones((2, 2))).astype(bool),  # two words for each of two types
+        np.array([[1, 1, 1, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], bool),  # two kinds of the first
+    ],
+)
+@pytest.mark.parametrize("asked", [0.8, 0.9])
+def test_sets_of_labels_that_contain_one_another_hold_what_they_promise(allowed, asked):
+    """Scores of true labels are, as in the calibration, of all that a cell with them may have."""
+    rng, covered, n = np.random.default_rng(4), [], 300
+    for _ in range(60):
+        logits = 1.5 * rng.normal(size=(n + 200, 4))
+        proba = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+        truth = (proba.cumsum(axis=1) < rng.random((len(proba), 1))).sum(axis=1).clip(max=3)
+        surprise = 1 - (proba * allowed[truth]).sum(axis=1)[:n]
+        known = calibrated(confidence=proba[:n].max(axis=1), distance=surprise, surprise=surprise)
+        cells = Evidence(logits_NC=logits[n:].astype(np.float32), shown_N=np.full(200, 9), distance_N=np.zeros(200))
+        found = annotate(
+            cells,
+            classes=("a", "b", "c", "d"),
+            unlabeled_category="?",
+            calibration=known,
+            options=LabelOptions(set_coverage=asked),
+            allowed_CC=allowed,
+        )
+        covered.append(found.sets_NC[np.arange(200), truth[n:]].mean())
+    error = np.std(covered) / math.sqrt(len(covered))
+    assert asked - 3 * error <= np.mean(covered) <= asked + 0.03 + 3 * error
+
+
+@pytest.mark.parametrize("coverage", [0.95, 0.995, 0.999])
+def test_no_more_is_refused_for_low_confidence_than_may_be(coverage):
+    score = np.linspace(0, 1, 4001)
+    known = calibrated(confidence=score, distance=score, surprise=score)
+    logits = np.log(np.stack([score, (1 - score) * 0.6, (1 - score) * 0.4], axis=1).clip(1e-9))[2001:]
+    low = known.threshold("confidence", (1 - coverage) / 2)
+    assert (score < low).mean() <= (1 - coverage) / 2 + 1e-9
+    cells = Evidence(logits_NC=logits.astype(np.float32), shown_N=np.full(2000, 9), distance_N=np.zeros(2000))
+    assert (decide(cells, calibration=known, options=LabelOptions(coverage=coverage)).reason == LABELLED).all()
+
+
 def test_a_set_is_what_is_no_more_surprising_than_known_true_labels_and_the_likeliest():
     surprise = np.arange(1, 201) / 1000  # 0.001 to 0.2
     known = calibrated(confidence=1 - surprise, distance=surprise, surprise=surprise)

@@ -96,6 +96,17 @@ def test_labels_that_no_training_cell_has_are_told_and_named_no_more(tmp_path):
     assert lost not in set(model.annotate(mdata, inplace=False, unknown=False)["label"])
 
 
+def test_labels_that_overlap_with_those_before_tell_which_are_gone(model, cells, tmp_path):
+    own = cells.copy()
+    kept, other = sorted(set(own.obs["cell_type"].astype(str)))[:2]
+    own.obs["kind"] = np.where(own.obs["cell_type"].astype(str) == kept, kept, "new")
+    cx.CellxPert.setup_anndata(own, labels_key="kind")
+    tuned = _copy(model, tmp_path)
+    with pytest.warns(cx.errors.CellxPertWarning, match=rf"no training cell has the labels \[.*{other}"):
+        tuned.finetune(own, max_epochs=1, progress_bar=False)
+    assert set(tuned.labels) == {kept, "new"}
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_the_label_head_is_fitted_afterwards_whether_labels_steer_or_not(model, cells, tmp_path, share):
     """At the optimum of its penalised objective, whose gradient vanishes: checked on the intercepts, which have no penalty."""

@@ -86,10 +86,11 @@ class Calibration:
     types: TypeModel
 
     def threshold(self, score: Literal["confidence", "surprise", "distance"], level: float) -> float:
-        """Return the value of a score that a share ``level`` of the cells does not exceed."""
+        """Return the value of a score that a share ``level`` of the cells does not exceed, or, of confidence, falls below at most."""
         kept_Q = getattr(self, f"{score}_Q")
-        # rounded up, as a guarantee of coverage needs
-        return float(kept_Q[min(int(np.ceil(round(level * (len(kept_Q) - 1), 9))), len(kept_Q) - 1)])
+        # rounded as a guarantee of coverage needs: cells of a confidence below, and of another score above, are refused
+        place = round(level * (len(kept_Q) - 1), 9)
+        return float(kept_Q[min(int(np.floor(place) if score == "confidence" else np.ceil(place)), len(kept_Q) - 1)])
 
     def absent(self, tokens: Tokens, weight_VC: Floats) -> npt.NDArray[np.float32]:
         """Return what features that were not measured add to logits (N, C): they stand at what is usual, not at zero."""

@@ -50,9 +50,18 @@ def reliability(
         found = f"n_bins={n_bins!r}, bins={bins!r}"
         raise MetricError("metrics.reliability", found=found, fix="give n_bins >= 1 and bins='width' or 'mass'")
     levels = np.linspace(0, 1, n_bins + 1)
-    # Inverted quantiles are confidences that occur, so that rounding can put no cell on the wrong side of an edge.
-    edges = levels if bins == "width" else np.unique(np.quantile(confidence, levels, method="inverted_cdf"))
-    inner = edges[1:-1] if len(edges) > 1 else edges[:0]
+    if bins == "width":
+        inner, ends = levels[1:-1], (0.0, 1.0)
+    else:
+        # Inverted quantiles are confidences that occur, so that rounding can put no cell on the wrong side of an edge.
+        inner, ends = (
+            np.unique(np.quantile(confidence, levels[1:-1], method="inverted_cdf")),
+            (confidence.min(), confidence.max()),
+        )
+        inner = inner[
+            inner < ends[1]
+        ]  # a bin ends with its upper edge, so that the least value may be a bin of its own
+    edges = np.array([ends[0], *inner, ends[1]])
     place = np.searchsorted(inner, confidence, side="left")
     n = np.bincount(place, minlength=len(inner) + 1)
     used = n > 0

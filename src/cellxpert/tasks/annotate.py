@@ -100,6 +100,7 @@ def annotate(
     options: LabelOptions | None = None,
     label_terms: Sequence[str] | None = None,
     type_C: npt.NDArray[np.int64] | None = None,
+    allowed_CC: Bools | None = None,
     ontology: CellOntology | None = None,
     tissues: Tissues | None = None,
 ) -> Annotation:
@@ -122,6 +123,8 @@ def annotate(
         Ontology term of each label, ``""`` for none.
     type_C
         Code of the type that each label is a word for (:func:`cellxpert.data.calibration.choose`); None: each is its own.
+    allowed_CC
+        Which labels a cell of each label may have (:func:`cellxpert.ontology.label_targets`), as the calibration was told; None: itself alone.
     ontology
         Where the terms come from; needed to back off.
     tissues
@@ -168,7 +171,7 @@ def annotate(
         reason=reason_N,
         ood=_relative(evidence, calibration).astype(np.float32),
         terms=None if terms_N is None else np.where(terms_N == "", "unknown", terms_N),
-        sets_NC=_sets(own_NC, calibration, options.set_coverage),
+        sets_NC=_sets(own_NC if allowed_CC is None else own_NC @ allowed_CC.T, calibration, options.set_coverage),
         tissue=tissue_N,
         tissue_confidence=tissue_confidence_N,
     )
@@ -235,7 +238,10 @@ def _relative(evidence: Evidence, calibration: Calibration | None) -> Floats:
 
 
 def _sets(proba_NC: Floats, calibration: Calibration | None, set_coverage: float | None) -> Bools | None:
-    """Conformal sets (Sadinle et al. 2019): labels as probable as the true ones of a share of other cells, and the likeliest."""
+    """Conformal sets (Sadinle et al. 2019): labels as probable as the true ones of a share of other cells, and the likeliest.
+
+    A label is as probable as all that a cell with it may have, here as where the true ones were measured.
+    """
     if set_coverage is None:
         return None
     if calibration is None:

@@ -160,11 +160,15 @@ def _classes(
     """Labels that are learned: those before, if they are all that the training cells have. Warns of what is not learned."""
     found = classes_of(column, train_rows, unlabeled)
     classes = labels if set(found) <= set(labels) else found
-    lost = [] if column is None else sorted(set(classes) - set(found))
+    # labels that are others altogether were meant to be; of those that overlap some may have been thought to stay
+    lost = sorted(set(labels) - set(found)) if set(labels) & set(found) else []
     forgotten = (
         f"no training cell has the labels {lost[:20]}: the label head is fitted to these cells and no longer names them"
     )
-    for text in (unlearned(column, classes, unlabeled), forgotten if len(found) > 1 and lost else ""):
+    for text in (
+        unlearned(column, classes, unlabeled),
+        forgotten if len(found) > 1 and lost else "",
+    ):
         if text:
             warnings.warn(text, CellxPertWarning, stacklevel=4)  # the caller of CellxPert.finetune
     return classes
