@@ -524,11 +524,8 @@ def test_errors_rarer_than_cells_can_show_are_not_known() -> None:
     space = _space(value)
     asked = {"role": "protein", "modality_V": MODALITY}
     assert space.n_told == (60, 60)
-    for coverage in (
-        0.5,
-        0.9,
-        0.96,
-    ):  # a new error is above the largest of 60 once in 61 times, and below the least as often
+    # a new error is above the largest of 60 once in 61 times, and below the least as often
+    for coverage in (0.5, 0.9, 0.96):
         assert np.isfinite(impute(space, _tokens(value), coverage=coverage, **asked)).all()
     with pytest.raises(ConfigError, match="at most 0.96"):
         impute(space, _tokens(value), coverage=0.98, **asked)

@@ -161,14 +161,11 @@ def _classes(
     found = classes_of(column, train_rows, unlabeled)
     classes = labels if set(found) <= set(labels) else found
     # labels that are others altogether were meant to be; of those that overlap some may have been thought to stay
-    lost = sorted(set(labels) - set(found)) if set(labels) & set(found) else []
+    lost = sorted(set(labels) - set(found)) if set(labels) & set(found) and len(found) > 1 else []
     forgotten = (
         f"no training cell has the labels {lost[:20]}: the label head is fitted to these cells and no longer names them"
     )
-    for text in (
-        unlearned(column, classes, unlabeled),
-        forgotten if len(found) > 1 and lost else "",
-    ):
+    for text in (unlearned(column, classes, unlabeled), forgotten if lost else ""):
         if text:
             warnings.warn(text, CellxPertWarning, stacklevel=4)  # the caller of CellxPert.finetune
     return classes
