@@ -107,6 +107,14 @@ def test_a_calibration_goes_with_it_and_the_bases_components_are_not_written_twi
     assert (found.types.components is base) == (whose != "own")
 
 
+def test_an_adapter_of_a_calibrated_model_needs_one(adapter, calibration, tmp_path):
+    write_adapter(
+        dataclasses.replace(adapter, calibration=calibration), tmp_path, components=calibration.types.components
+    )
+    with pytest.raises(AdapterError, match="calibrated, which this one's are not"):
+        read_adapter(tmp_path, components=None)
+
+
 def test_an_adapter_of_before_there_were_calibrations_is_read(folder):
     file = folder / "config.json"
     config = json.loads(file.read_text())

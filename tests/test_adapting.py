@@ -339,6 +339,7 @@ def test_an_adapter_learns_from_cells_without_labels(base, pbmc):
     assert all(torch.equal(x, before.network.state_dict()[name]) for name, x in head.items())
 
 
+@pytest.mark.filterwarnings("ignore:the .* labels are not calibrated")
 @pytest.mark.parametrize("adapter", [None, "default"])
 def test_labels_steer_what_is_below_them_if_asked(base, cells, adapter):
     """Without the other objectives nothing but labels can move a weight of the encoder."""

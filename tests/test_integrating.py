@@ -254,6 +254,29 @@ def test_few_cells_of_a_new_batch_are_refused(model: cx.CellxPert, query: MuData
     assert np.isfinite(model.integrate(query, new_batches="ignore", inplace=False)).all()
 
 
+def test_that_one_batch_says_nothing_of_another_is_told(source: MuData) -> None:
+    """A reference of one batch takes nothing out of a query, which may be why they stay apart."""
+    first = (source.obs["batch"] == "batch_0").to_numpy()
+    with set_options(pull_on_update=False):
+        one, other = source[first].copy(), source[~first].copy()
+    cx.CellxPert.setup_mudata(one, **ROLES)
+    reference = cx.CellxPert(one, preset="nano", seed=0)
+    reference.train(max_epochs=1, progress_bar=False)
+    with pytest.warns(CellxPertWarning, match="trained on one batch, so that nothing is taken out"):
+        cx.CellxPert.map_query(reference, other)
+    assert KEY in other.obsm
+    cx.CellxPert.map_query(reference, other, new_batches="ignore")
+
+
+def test_a_batch_that_no_training_cell_is_of_is_told_when_training_ends(source: MuData) -> None:
+    mdata = _copy(source)
+    cx.CellxPert.setup_mudata(mdata, **ROLES, batch_key="batch")
+    model = cx.CellxPert(mdata, preset="nano", seed=0)
+    with pytest.warns(CellxPertWarning, match=r"batches 'batch_\d': integrate\(\) knows nothing of them") as told:
+        model.train(max_epochs=1, split_key="batch", train_size=0.5, progress_bar=False)
+    assert told[0].filename == __file__
+
+
 @pytest.mark.parametrize("mode", ["Fit", None, "all"])
 def test_an_unknown_mode_is_refused(model: cx.CellxPert, query: MuData, mode: object) -> None:
     with pytest.raises(ConfigError, match=r"use one of \['error', 'fit', 'ignore'\]"):

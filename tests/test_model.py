@@ -342,6 +342,7 @@ def test_empty_cells_are_unknown(trained: cx.CellxPert, query: ad.AnnData) -> No
     assert set(forced["label"]) <= set(trained.labels)
 
 
+@pytest.mark.filterwarnings("ignore:the 2 labels are not calibrated")
 def test_unlabelled_cells_train_and_get_labels(pbmc: MuData) -> None:
     common = pbmc.obs[LABELS].isin(["Dendritic", "CD19+ B"]).to_numpy()
     adata = pbmc["rna"][np.flatnonzero(common)[::4]].copy()

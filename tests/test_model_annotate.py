@@ -206,7 +206,8 @@ def test_too_few_labelled_cells_leave_a_model_that_labels_but_promises_nothing()
     kind = np.repeat(np.arange(2), 20)
     adata = simulated(np.array(["x", "y"])[kind], kind=kind)
     cx.CellxPert.setup_anndata(adata, labels_key="label")
-    model = quick(adata)
+    with pytest.warns(CellxPertWarning, match="the 2 labels are not calibrated: .* 50 labelled cells"):
+        model = quick(adata)
     assert model._state.calibration is None
     model.annotate()
     assert set(adata.obs["cellxpert_reason"]) == {"labelled"}
@@ -214,6 +215,33 @@ def test_too_few_labelled_cells_leave_a_model_that_labels_but_promises_nothing()
     assert adata.uns["cellxpert_info"]["annotate"]["cellxpert_label"]["calibrated_on"] == "nothing"
     with pytest.raises(ConfigError, match="not calibrated"):
         model.annotate(set_coverage=0.9)
+
+
+# --- names -------------------------------------------------------------------------------------------------------------
+
+
+def test_columns_of_the_user_are_neither_replaced_nor_removed(termed: cx.CellxPert) -> None:
+    query = simulated(["?"] * 40, kind=np.repeat(np.arange(4), 10), seed=5)
+    for column in ("mine", "cell_type_ontology_term_id", "type_confidence"):  # the second is CELLxGENE's
+        query.obs[column] = "x"
+    before = query.copy()
+    for key in ("mine", "cell_type", "type_label"):
+        with pytest.raises(ConfigError, match="columns of obs that annotate"):
+            termed.annotate(query, key_added=key)
+    pd.testing.assert_frame_equal(query.obs, before.obs)
+    assert "cellxpert_info" not in query.uns
+    termed.annotate(query, key_added="called")
+    termed.annotate(query, key_added="called", set_coverage=0.8)  # its own are written again
+    termed.annotate(query, key_added="called")
+    assert "called_set_size" not in query.obs
+    pd.testing.assert_frame_equal(query.obs[before.obs.columns], before.obs)
+
+
+def test_the_column_that_was_learned_from_is_not_replaced(trained: cx.CellxPert, pbmc: MuData) -> None:
+    pbmc["rna"].obs[LABELS] = pbmc.obs[LABELS]
+    for key in (LABELS, ""):
+        with pytest.raises(ConfigError, match="key_added"):
+            trained.annotate(pbmc, key_added=key)
 
 
 # --- coarse labels -----------------------------------------------------------------------------------------------------

@@ -68,6 +68,8 @@ class Adapter:
     vocabulary_hash: str
     calibration: Calibration | None = None
     """What its labels can be trusted with."""
+    steered: bool = False
+    """Whether labels trained what is below the label head."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ def write_adapter(adapter: Adapter, folder: Path, *, components: Components | No
         "name": adapter.name,
         "adapter": adapter.config.to_dict(),
         "labels": list(adapter.labels),
+        "steered": adapter.steered,
         "setup": adapter.setup.to_dict(),
         "base_hash": adapter.base_hash,
         "vocabulary_hash": adapter.vocabulary_hash,
@@ -151,6 +154,8 @@ def read_adapter(folder: Path, *, components: Components | None) -> Adapter:
         If the format is newer than this version reads, or the folder holds something else.
     CheckpointError
         If a file is damaged.
+    AdapterError
+        If it belongs to another model.
     """
     for name in (CONFIG, _TENSORS):
         if not (folder / name).is_file():
@@ -163,7 +168,11 @@ def read_adapter(folder: Path, *, components: Components | None) -> Adapter:
         check_file(folder / _TENSORS, config["sha256"][_TENSORS])
         if measured is not None:
             check_file(folder / CALIBRATION, config["sha256"][CALIBRATION])
-            calibration = Calibration.of(measured, read_arrays(folder / CALIBRATION), components=components)
+            arrays = read_arrays(folder / CALIBRATION)
+            if components is None and "direct_VP" not in arrays:
+                found = "an adapter of a model whose labels are calibrated, which this one's are not"
+                raise AdapterError(str(folder), found=found, fix="load it on the model that it was trained on")
+            calibration = Calibration.of(measured, arrays, components=components)
         read = {
             "name": require_name(config["name"]),
             "config": AdapterConfig(**config["adapter"]),
@@ -173,6 +182,7 @@ def read_adapter(folder: Path, *, components: Components | None) -> Adapter:
             "base_hash": str(config["base_hash"]),
             "vocabulary_hash": str(config["vocabulary_hash"]),
             "calibration": calibration,
+            "steered": bool(config.get("steered", False)),
         }
     except (AttributeError, KeyError, TypeError, ValueError, NotSetUpError) as error:
         if isinstance(error, AdapterError | CheckpointError | ConfigError):

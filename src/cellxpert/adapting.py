@@ -24,6 +24,7 @@ from cellxpert.training.adapters import (
     n_trainable,
     require_same_answers,
 )
+from cellxpert.training.start import make_network
 
 if TYPE_CHECKING:
     from cellxpert.training.run import Learned
@@ -113,6 +114,7 @@ class AdapterMethods(StateMethods):
             base_hash=weights_hash(base.network),
             vocabulary_hash=base.vocabulary.hash(),
             calibration=base.calibration,
+            steered=base.steered,
         )
         self._adapters = (*self._adapters, adapter)
         return self._summary(adapter)
@@ -294,6 +296,7 @@ class AdapterMethods(StateMethods):
             setup=self._setup,
             history=learned.history,
             calibration=learned.calibration,
+            steered=learned.steered,
         )
         self._adapters = tuple(tuned if other is adapter else other for other in self._adapters)
         self._learned = learned
@@ -327,6 +330,7 @@ def _state_of(base: TrainedState, adapter: Adapter, network: Network) -> Trained
         network=network,
         history=adapter.history,
         calibration=adapter.calibration,
+        steered=adapter.steered,
     )
 
 
@@ -334,15 +338,13 @@ def _with_head(base: TrainedState, adapter: Adapter) -> Network:
     """Return the base's network, or a copy of it with a label head of the shape that the adapter's has."""
     if len(adapter.labels) == base.network.n_labels:
         return base.network
-    network = Network.from_config(
+    network = make_network(
         base.config,
-        feature_modality=base.vocabulary.role_of_feature.tolist(),
-        place=base.vocabulary.place,
-        n_image=base.vocabulary.n_image,
-        n_labels=len(adapter.labels),
-        n_targets=0 if base.perturbations is None else len(base.perturbations.targets),
-        n_tissues=0 if base.tissues is None else len(base.tissues.names),
-        n_batches=len(base.batches),
+        base.vocabulary,
+        labels=adapter.labels,
+        perturbations=base.perturbations,
+        tissues=base.tissues,
+        batches=base.batches,
         seed=base.seed,
     )
     weights = {name: x for name, x in base.network.state_dict().items() if not name.startswith(HEAD)}

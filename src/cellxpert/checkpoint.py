@@ -87,6 +87,8 @@ class TrainedState:
     """Batches that its decoder can be told of."""
     integration: Integration | None = None
     """Where integrated cells stand; None: saved by a version that did not know."""
+    steered: bool = False
+    """Whether labels trained what is below the label head."""
 
 
 def _tensors(network: Network) -> dict[str, torch.Tensor]:
@@ -152,6 +154,7 @@ def save_state(
             "config": state.config.to_dict(),
             "setup": state.setup.to_dict(),
             "labels": list(state.labels),
+            "steered": state.steered,
             "seed": state.seed,
             "perturbations": None if state.perturbations is None else state.perturbations.to_dict(),
             "calibration": None if state.calibration is None else state.calibration.to_dict(),
@@ -232,6 +235,7 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         setup = Setup.from_dict(config["setup"])
         vocabulary = Vocabulary.from_dict(read_json(folder / _VOCABULARY))
         labels, seed = label_names(config["labels"]), int(config["seed"])
+        steered = bool(config.get("steered", settings.network.label_gradient > 0))  # models of before do not say
         hashes = config["vocabulary_hash"], config["weights_hash"]
         seen = config.get("perturbations")
         perturbations = None if seen is None else Perturbations.from_dict(seen)
@@ -288,6 +292,7 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         tissues=tissues,
         batches=batches,
         integration=integration,
+        steered=steered,
     )
 
 

@@ -28,31 +28,29 @@ from cellxpert.data.obs import as_categories
 from cellxpert.data.perturbations import without_targets
 from cellxpert.data.record import Setup, SpatialSetup
 from cellxpert.data.roles import NICHE
-from cellxpert.data.tokens import Tokens, measured_tokens, shown_features, tokenize
-from cellxpert.data.write import forget_obs, forget_obsm, record, require_writable, write_layer, write_obs, write_obsm
-from cellxpert.errors import CellxPertWarning, ConfigError, NoLabelsError, SpatialError
-from cellxpert.nn.heads import LabelHead
+from cellxpert.data.tokens import Tokens, measured_tokens, tokenize
+from cellxpert.data.write import (
+    forget_obsm,
+    record,
+    recorded,
+    require_writable,
+    write_layer,
+    write_obsm,
+)
+from cellxpert.errors import CellxPertWarning, ConfigError, SpatialError
 from cellxpert.nn.network import Network
-from cellxpert.ontology import CellOntology
-from cellxpert.tasks.annotate import Annotation, Evidence, LabelOptions
 from cellxpert.tasks.propagate import Around
 from cellxpert.tasks.response import PerturbResult
 from cellxpert.tasks.screens import Asked, Subjects
 
 __all__ = [
-    "annotation_table",
     "around",
     "collate",
     "describe",
-    "describe_labels",
-    "evidence",
     "on_cpu",
     "progress",
     "read",
-    "require_labels",
     "subjects_of",
-    "terms_of",
-    "write_annotation",
     "write_perturbation",
 ]
 
@@ -114,18 +112,6 @@ def _other_space(trained: SpatialSetup | None, here: SpatialSetup | None) -> lis
             f"niches are of {here.n_neighbors} neighbours here, of {trained.n_neighbors} where the model was trained"
         )
     return notes
-
-
-def require_labels(state: TrainedState) -> TrainedState:
-    """Return the model, if it learned labels; raise ``NoLabelsError`` if not."""
-    if state.labels:
-        return state
-    key, nothing = state.setup.labels_key, state.setup.unlabeled_category
-    found, fix = "the model was trained without labels", "set up a labels_key, and train"
-    if key is not None:
-        found = f"every cell that the model was trained on is {nothing!r} in obs[{key!r}]"
-        fix = "label some of these cells, set up the object again, and train"
-    raise NoLabelsError("annotate", found=found, fix=fix)
 
 
 def collate(state: TrainedState, tokens: Tokens) -> Collator:
@@ -226,105 +212,6 @@ def describe(state: TrainedState, tokens: Tokens, *, started: float, device: str
     }
 
 
-def evidence(
-    state: TrainedState,
-    data: Data,
-    tokens: Tokens,
-    *,
-    logits_NC: npt.NDArray[np.float32],
-    tissue_NC: npt.NDArray[np.float32] | None = None,
-    clusters_key: str | None = None,
-) -> Evidence:
-    """Gather what labels are decided from."""
-    modality_V, distance_N = state.vocabulary.role_of_feature, None
-    if state.calibration is not None and state.network.labels is not None:
-        scale_MK = state.network.labels.scale_MK.double().cpu().numpy()
-        distance_N = state.calibration.types.distances(tokens, scale_MK=scale_MK, modality_V=modality_V)
-        logits_NC = logits_NC + state.calibration.absent(tokens, _magnitude_weights(state.network.labels))
-        if tissue_NC is not None and state.network.tissues is not None:
-            tissue_NC = tissue_NC + state.calibration.absent(tokens, _magnitude_weights(state.network.tissues))
-    cluster_N = None
-    if clusters_key is not None:
-        values = Cells.open(data, setups.query_setup(state.setup, data)).obs(clusters_key)
-        cluster_N = pd.factorize(values, sort=True)[0].astype(np.int64)
-    return Evidence(
-        logits_NC=logits_NC,
-        shown_N=shown_features(tokens, modality_V),
-        distance_N=distance_N,
-        cluster_N=cluster_N,
-        tissue_NC=None if state.tissues is None else tissue_NC,
-    )
-
-
-def _magnitude_weights(head: LabelHead) -> npt.NDArray[np.float64]:
-    return head.magnitude.weight[:-1].detach().double().cpu().numpy()
-
-
-def terms_of(state: TrainedState, *, needed: bool = False) -> tuple[str, ...] | None:
-    """Return the term of each label, ``""`` for none; None, or a ``ConfigError`` if they are needed, if no label has one."""
-    known = {term.label: term.term for term in state.setup.label_terms}
-    terms = tuple(known.get(label, "") for label in state.labels)
-    if needed and not any(terms):
-        found, fix = "labels without ontology terms", "train with setup_mudata(..., label_terms='auto')"
-        raise ConfigError("annotate(back_off=)", found=found, fix=fix)
-    return terms if any(terms) else None
-
-
-def describe_labels(
-    state: TrainedState, options: LabelOptions, *, clusters_key: str | None, ontology: CellOntology | None
-) -> dict[str, Any]:
-    """Return plain values that say what was asked of labels, and what they rest on."""
-    asked = {name: value for name, value in asdict(options).items() if value is not None}
-    asked["calibrated_on"] = "nothing" if state.calibration is None else state.calibration.source
-    if clusters_key is not None:
-        asked["clusters_key"] = clusters_key
-    if ontology is not None:
-        asked["ontology_version"] = ontology.version
-    if state.tissues is not None:
-        asked["tissues"] = list(state.tissues.names)
-    return asked
-
-
-def annotation_table(result: Annotation, index: pd.Index) -> pd.DataFrame:
-    """Return an annotation, one row per cell."""
-    columns = {"label": result.labels, "confidence": result.confidence, "reason": result.reason, "ood": result.ood}
-    if result.terms is not None:
-        columns["ontology_term_id"] = result.terms
-    if result.sets_NC is not None:
-        columns["set_size"] = result.sets_NC.sum(axis=1)
-    if result.tissue is not None and result.tissue_confidence is not None:
-        columns |= {"tissue": result.tissue, "tissue_confidence": result.tissue_confidence}
-    return pd.DataFrame(columns, index=index)
-
-
-def write_annotation(data: Data, result: Annotation, *, key: str, entry: dict[str, Any]) -> None:
-    """Write labels and what comes with them, and the record of the call; what an earlier call alone wrote goes."""
-    table = annotation_table(result, data.obs_names)
-    names = {
-        "label": key,
-        "confidence": keys.confidence_key(key),
-        "reason": keys.reason_key(key),
-        "ood": keys.ood_key(key),
-        "ontology_term_id": keys.ontology_key(key),
-        "set_size": keys.set_size_key(key),
-        "tissue": keys.tissue_key(key),
-        "tissue_confidence": keys.tissue_confidence_key(key),
-    }
-    for column, name in names.items():
-        if column not in table:
-            forget_obs(data, name)
-        elif column in {"label", "reason", "ontology_term_id", "tissue"}:
-            write_obs(data, name, pd.Series(pd.Categorical(table[column].astype(str)), index=data.obs_names))
-        else:
-            write_obs(data, name, table[column])
-    write_obsm(data, keys.proba_key(key), result.probabilities)
-    if result.sets_NC is None:
-        forget_obsm(data, keys.sets_key(key))
-    else:
-        write_obsm(data, keys.sets_key(key), result.sets_NC)
-    record(data, "annotate", key=key, entry=entry | {"classes": list(result.classes)})
-
-
 def write_perturbation(
     data: Data,
     cells: Cells,
@@ -339,7 +226,7 @@ def write_perturbation(
 
     What an earlier call wrote under the key goes, so that the tables and the cells belong together.
     """
-    if key in data.uns.get(keys.INFO, {}).get("perturb", {}):
+    if recorded(data, "perturb", key=key):
         _forget(data, cells, key)
     tables = {name: getattr(result, name) for name in ("table", "conditions", "baselines")}
     if result.surroundings is not None:

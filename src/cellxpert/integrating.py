@@ -6,6 +6,7 @@ import contextlib
 import copy
 import os
 import time
+import warnings
 from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
@@ -27,7 +28,7 @@ from cellxpert.data.roles import MEASURED, MODALITIES
 from cellxpert.data.tables import table_of
 from cellxpert.data.tokens import Tokens
 from cellxpert.data.write import record, write_layer, write_obsm
-from cellxpert.errors import ConfigError, ModalityError, NotTrainedError, ObsKeyError, QueryError
+from cellxpert.errors import CellxPertWarning, ConfigError, ModalityError, NotTrainedError, ObsKeyError, QueryError
 from cellxpert.tasks.integrate import ImputeResult, impute, integrate
 
 __all__ = ["IntegrationMethods"]
@@ -101,6 +102,11 @@ class IntegrationMethods(AdapterMethods):
         ConfigError
             If ``new_batches`` is none of the three.
 
+        Warns
+        -----
+        CellxPertWarning
+            If ``new_batches="fit"`` and the model knows one batch alone, with which nothing can be compared.
+
         Notes
         -----
         **Writes** ``obsm[key_added]`` (float32) of the object and of each of its modalities, and a record in
@@ -116,6 +122,12 @@ class IntegrationMethods(AdapterMethods):
         roles = _chosen_roles(state, tokens, modalities)
         readings = {key_added: roles} | ({f"{key_added}_{role}": (role,) for role in roles} if per_modality else {})
         batch_N = _batches_of(state, data, setup=self._setup_for(data), new_batches=new_batches)
+        if space.shifts is None and new_batches == "fit":
+            text = (
+                'integrate(new_batches="fit"): the model was trained on one batch, so that nothing is taken out of any; train it on '
+                'two or more (batch_key=), or pass new_batches="ignore"'
+            )
+            warnings.warn(text, CellxPertWarning, stacklevel=2)
         found, new = integrate(
             space,
             tokens,
@@ -238,6 +250,11 @@ class IntegrationMethods(AdapterMethods):
         ------
         CellxPertError
             As in :meth:`load`, :meth:`integrate` and :meth:`annotate`.
+
+        Warns
+        -----
+        CellxPertWarning
+            As in :meth:`integrate`: of a reference of one batch, pass ``new_batches="ignore"``.
 
         Notes
         -----

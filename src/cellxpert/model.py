@@ -14,7 +14,7 @@ import pandas as pd
 from anndata import AnnData
 from mudata import MuData
 
-from cellxpert import exchange, keys
+from cellxpert import exchange, keys, labelling
 from cellxpert.base import SetupMethods
 from cellxpert.checkpoint import TrainedState, components_of, load_adapters, load_state, weights_hash
 from cellxpert.config import ModelConfig, SteeringConfig
@@ -156,7 +156,8 @@ class CellxPert(SetupMethods, IntegrationMethods):
         Warns
         -----
         CellxPertWarning
-            If labels occur in validation or test cells only; with their names and numbers of cells.
+            If labels (with their numbers of cells) or batches occur in validation or test cells only, or labels were learned of too
+            few cells to calibrate.
         """
         from cellxpert.training.run import TrainArguments, train_network  # lightning takes seconds to import
 
@@ -282,6 +283,8 @@ class CellxPert(SetupMethods, IntegrationMethods):
             tissues=state.tissues,
             batches=state.batches,
             integration=state.integration,
+            calibration=state.calibration if own is None else own.calibration,
+            steered=state.steered if own is None else own.steered,
         )
         self._data, self._setup = data, setup
         if own is None:
@@ -305,6 +308,7 @@ class CellxPert(SetupMethods, IntegrationMethods):
             tissues=learned.tissues,
             batches=learned.batches,
             integration=learned.integration,
+            steered=learned.steered,
         )
         self._state.network.to(self._device)
 
@@ -471,7 +475,8 @@ class CellxPert(SetupMethods, IntegrationMethods):
         NoLabelsError
             If it was trained without labels, or none of its training cells had one.
         ConfigError
-            If a share is none, labels have no terms to back off to, or sets are asked of a model that could not be calibrated.
+            If a share is none, labels have no terms to back off to, sets are asked of a model that could not be calibrated, or a
+            column of ``obs`` that would be written is there and is no result of an earlier call with this key.
         ObsKeyError
             If there is no column ``clusters_key``.
         OntologyMissingError
@@ -488,30 +493,32 @@ class CellxPert(SetupMethods, IntegrationMethods):
         ``uns["cellxpert_info"]["annotate"][key_added]`` whose ``classes`` name their columns.
         """
         started = time.perf_counter()
-        state = exchange.require_labels(self._trained())
+        state = labelling.require_labels(self._trained())
         options = LabelOptions(unknown=unknown, coverage=coverage, back_off=back_off, set_coverage=set_coverage)
-        terms = exchange.terms_of(state, needed=back_off is not None)
+        terms = labelling.terms_of(state, needed=back_off is not None)
         ontology = None if back_off is None else CellOntology()
         data, tokens = self._read(mdata, "annotate", inplace=inplace)
+        if inplace:
+            labelling.require_free_columns(state, data, key_added)
         _, logits, tissues = self._embed(tokens, batch_size)
         result = annotate(
-            exchange.evidence(state, data, tokens, logits_NC=logits, tissue_NC=tissues, clusters_key=clusters_key),
+            labelling.evidence(state, data, tokens, logits_NC=logits, tissue_NC=tissues, clusters_key=clusters_key),
             classes=state.labels,
             unlabeled_category=state.setup.unlabeled_category,
             calibration=state.calibration,
             options=options,
             label_terms=terms,
             type_C=state.setup.types_of(state.labels),
-            allowed_CC=None if set_coverage is None else _allowed(state),
+            allowed_CC=None if set_coverage is None else labelling.allowed(state),
             ontology=ontology,
             tissues=state.tissues,
         )
         if inplace:
-            asked = exchange.describe_labels(state, options, clusters_key=clusters_key, ontology=ontology)
-            exchange.write_annotation(data, result, key=key_added, entry=self._record(tokens, started) | asked)
+            asked = labelling.describe_labels(state, options, clusters_key=clusters_key, ontology=ontology)
+            labelling.write_annotation(data, result, key=key_added, entry=self._record(tokens, started) | asked)
         if return_proba:
             return pd.DataFrame(result.probabilities, index=data.obs_names, columns=list(result.classes))
-        return None if inplace else exchange.annotation_table(result, data.obs_names)
+        return None if inplace else labelling.annotation_table(result, data.obs_names)
 
     def perturb(
         self,
@@ -686,10 +693,3 @@ class CellxPert(SetupMethods, IntegrationMethods):
     def _embed(self, tokens: Tokens, batch_size: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         state = self._trained()
         return embed(state.network, exchange.collate(state, tokens), batch_size=batch_size, device=self._device)
-
-
-def _allowed(state: TrainedState) -> np.ndarray:
-    """Which labels a cell of each label may have, as in training."""
-    from cellxpert.training.label_task import allowed_labels  # as above
-
-    return allowed_labels(state.labels, state.setup.label_terms)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 
 from cellxpert.errors import MetricError
+from cellxpert.metrics.annotation import accuracy
 from cellxpert.metrics.checks import finite_matrix, kept_genes, paired_labels, same_shape, unit_rows
 
 
@@ -27,9 +29,26 @@ def test_shapes_must_agree():
 
 
 def test_labels_stay_what_they_are():
-    true, pred = paired_labels([1, "a", True], np.array(["1", "b", "True"]))
+    true, pred = paired_labels([1, "a", True], np.array(["1", "a", "True"]))
     assert true.tolist() == [1, "a", True]
-    assert pred.tolist() == ["1", "b", "True"]
+    assert pred.tolist() == ["1", "a", "True"]
+
+
+def test_numbers_are_not_compared_with_the_same_numbers_as_text():
+    """Every cell would count as wrong."""
+    with pytest.raises(MetricError, match=r"\['0', '2'\] are in both as text"):
+        paired_labels([0, 1, 2], np.array(["2", "0", "0"]))
+    paired_labels([0, 1], ["x", "y"])  # no label in common is a bad prediction, no mistake
+
+
+def test_series_are_paired_by_cell():
+    true, pred = pd.Series(list("abc"), index=list("xyz")), pd.Series(list("cab"), index=list("zxy"))
+    assert accuracy(true, pred) == 1
+    assert accuracy(true.to_numpy(), pred.to_numpy()) == 0
+    assert accuracy(true, pred.to_numpy()) == 0  # one of the two says nothing of cells
+    for other in (pred.set_axis(list("zxw")), pd.concat([pred[:2], pred[:1]])):
+        with pytest.raises(MetricError, match="indices do not name the same cells"):
+            accuracy(true, other)
 
 
 @pytest.mark.parametrize("bad", [None, np.nan])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import cellxpert as cx
-from cellxpert.errors import OntologyError
+from cellxpert.errors import CellxPertWarning, OntologyError
 from cellxpert.ontology import CellOntology, match_labels
 from cellxpert.ontology.abbreviations import CONTEXTS, MISLEADING, PHRASES
 
@@ -288,6 +288,12 @@ def test_phrases_are_of_the_ontology(real):
 )
 def test_how_a_label_is_read(blood, label, term, found):
     assert how(label, blood) == (term, found)
+
+
+def test_given_labels_that_do_not_occur_are_told(blood):
+    with pytest.warns(CellxPertWarning, match=r"no label is \['T Cell'\]"):
+        table = match_labels(["T cell", 3], given={"T Cell": "X:CD4", "3": "X:B"}, ontology=blood)
+    assert table["term"].tolist() == ["X:T", "X:B"]  # a number is found as text
 
 
 def test_given_terms_win_and_must_exist(blood):

@@ -246,7 +246,18 @@ def test_backing_off_names_the_finest_type_that_is_probable_enough(blood):
     assert np.allclose(forced.confidence, [0.9, 0.85, 0.4, 0.8])
 
 
+@pytest.mark.parametrize("share", [True, np.nan, "0.9", np.float32(1.5)])
+def test_what_is_no_share_is_refused(share):
+    with pytest.raises(ConfigError, match="coverage"):
+        LabelOptions(coverage=share)
+
+
+def test_a_share_may_be_a_number_of_numpy():
+    assert LabelOptions(coverage=np.float32(0.75)).coverage == 0.75
+
+
 def test_backing_off_reaches_a_coarse_type_that_is_a_label_too(blood):
+    """It is then called as that label is: the ontology's name would be one class more."""
     proba = np.array([[0.5, 0.3, 0.2]])  # of CD8, T, B: 80 % a T cell
     found = annotate(
         Evidence(logits_NC=np.log(proba).astype(np.float32), shown_N=np.array([9])),
@@ -257,7 +268,7 @@ def test_backing_off_reaches_a_coarse_type_that_is_a_label_too(blood):
         label_terms=("X:CD8", "X:T", "X:B"),
         ontology=blood,
     )
-    assert (found.labels[0], found.terms[0], found.reason[0]) == ("T cell", "X:T", COARSER)
+    assert (found.labels[0], found.terms[0], found.reason[0]) == ("T cells", "X:T", COARSER)
     assert found.confidence[0] == pytest.approx(0.8)
 
 

@@ -107,6 +107,7 @@ def test_labels_that_overlap_with_those_before_tell_which_are_gone(model, cells,
     assert set(tuned.labels) == {kept, "new"}
 
 
+@pytest.mark.filterwarnings("ignore:the .* labels are not calibrated")
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_the_label_head_is_fitted_afterwards_whether_labels_steer_or_not(model, cells, tmp_path, share):
     """At the optimum of its penalised objective, whose gradient vanishes: checked on the intercepts, which have no penalty."""
@@ -187,3 +188,56 @@ def test_a_model_may_know_no_batches():
     model.train(max_epochs=1, progress_bar=False)
     assert model._trained().batches == ()
     assert model._trained().network.batches is None
+
+
+def test_validation_cells_of_a_label_that_training_lacks_leave_a_loss(model, cells, tmp_path):
+    own = cells.copy()
+    cx.CellxPert.setup_anndata(own, labels_key="cell_type")
+    first = (own.obs["cell_type"] == "type_0").to_numpy()
+    own.obs["part"] = np.where(first, "validation", "train")
+    tuned = _copy(model, tmp_path)
+    with pytest.warns(cx.errors.CellxPertWarning, match="not calibrated"):  # one label alone
+        tuned.finetune(own, split_key="part", max_epochs=1, progress_bar=False)
+    assert set(tuned.labels) == {"type_0", "type_1"}
+    assert np.isfinite(tuned.history["validation_loss"]).all(axis=None)
+
+
+def test_cells_without_labels_leave_what_labels_can_be_trusted_with(model, cells, tmp_path):
+    own = cells.copy()
+    cx.CellxPert.setup_anndata(own)
+    tuned = _copy(model, tmp_path)
+    before = tuned._trained().calibration
+    tuned.finetune(own, max_epochs=1, progress_bar=False)
+    assert before is not None
+    assert tuned._trained().calibration is before
+    assert not tuned.annotate(inplace=False)["ood"].isna().any()
+
+
+def test_few_labelled_cells_are_said_to_leave_labels_without_a_calibration(model, cells, tmp_path):
+    own = cells[:60].copy()
+    own.obs["kind"] = np.where(np.arange(60) < 45, own.obs["cell_type"].astype(str), "Unknown")
+    cx.CellxPert.setup_anndata(own, labels_key="kind")
+    tuned = _copy(model, tmp_path)
+    with pytest.warns(cx.errors.CellxPertWarning, match="the 2 labels are not calibrated") as told:
+        tuned.finetune(own, max_epochs=1, train_size=1.0, progress_bar=False)
+    assert told[0].filename == __file__
+    assert tuned._trained().calibration is None
+
+
+def test_that_labels_once_steered_what_is_below_them_is_not_forgotten(model, cells, tmp_path):
+    """Training cells stay known to such a network, whatever it is trained with next: validation cells alone are new to it."""
+    own = cells.copy()
+    cx.CellxPert.setup_anndata(own, labels_key="cell_type")
+    tuned, sources = _copy(model, tmp_path), []
+    assert not tuned._trained().steered
+    for share in (0.0, 1.0, 0.0):
+        tuned.finetune(own, max_epochs=1, train_size=0.6, label_gradient=share, progress_bar=False)
+        sources.append(tuned._trained().calibration.source)
+        tuned = _copy(tuned, tmp_path)  # nor by a file
+    assert sources == ["out-of-fold", "validation", "validation"]
+    tuned.add_adapter()
+    tuned.finetune(own, adapter="default", max_epochs=1, train_size=0.6, progress_bar=False)
+    tuned = _copy(tuned, tmp_path)
+    assert tuned.active_adapter == "default"
+    assert tuned._trained().steered
+    assert tuned._trained().calibration.source == "validation"

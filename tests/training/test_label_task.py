@@ -68,18 +68,27 @@ def test_labels_of_an_object_are_read(batches: bool) -> None:
     """Cells without a label, and with one that the model does not have, are ignored."""
     adata = _object(batches=batches)
     cells = Cells.open(adata, replace(read_setup(adata), label_terms=TERMS))
-    task = LabelTask.of(cells, CLASSES, components=None)
+    task = LabelTask.of(cells, CLASSES, train_rows=np.arange(cells.n_cells))
     assert task.code_N.tolist() == [1, 0, IGNORE, 2, IGNORE, 0, IGNORE, 1] * 3
     assert np.array_equal(task.allowed_CC, allowed_labels(CLASSES, TERMS))
     assert (task.batch_N is None) == (not batches)
     assert not batches or task.batch_N.tolist() == list("aabbaabb") * 3
 
 
+def test_a_label_that_no_training_cell_has_counts_as_none() -> None:
+    """A head that knew it from before weighs it 0: a validation batch of nothing else would have the loss 0 / 0."""
+    adata = _object(batches=False)
+    cells, rows = Cells.open(adata, read_setup(adata)), np.arange(1, 24)
+    rows = rows[adata.obs["kind"].to_numpy()[rows] != "T cell"]
+    task = LabelTask.of(cells, CLASSES, train_rows=rows)
+    assert task.code_N.tolist() == [IGNORE, 0, IGNORE, 2, IGNORE, 0, IGNORE, IGNORE] * 3
+
+
 def test_nothing_to_learn() -> None:
     adata = _object(batches=False)
-    assert LabelTask.of(Cells.open(adata, read_setup(adata)), (), components=None) is None
+    assert LabelTask.of(Cells.open(adata, read_setup(adata)), (), train_rows=np.arange(adata.n_obs)) is None
     cells = Cells.open(adata, replace(read_setup(adata), labels_key=None))
-    assert LabelTask.of(cells, CLASSES, components=None) is None
+    assert LabelTask.of(cells, CLASSES, train_rows=np.arange(cells.n_cells)) is None
 
 
 @pytest.mark.parametrize("label_loss", ["plain", "weighted", "balanced", "ldam"])
@@ -122,7 +131,7 @@ def test_the_head_is_fitted_to_training_cells_and_calibrated_on_new_ones(
     cells = Cells.open(trained._data, read_setup(trained._data))
     tokens = tokenize(cells, state.vocabulary, state.config.tokens)
     collator = Collator(tokens, n_features=state.vocabulary.n_features, n_bins=50)
-    task = LabelTask.of(cells, state.labels, components=None)
+    task = LabelTask.of(cells, state.labels, train_rows=np.arange(cells.n_cells))
     task.code_N[::9] = IGNORE
     task = replace(task, batch_N=np.array(list("vwxyz") * len(task.code_N), object)[: len(task.code_N)])
     rows = {"train": np.flatnonzero(np.arange(cells.n_cells) % 2 > 0)}
@@ -172,11 +181,11 @@ def test_components_that_labels_were_told_in_before_are_kept(trained: cx.CellxPe
     components = state.calibration.types.components
     rows = {"train": np.arange(0, cells.n_cells, 2), "validation": np.arange(1, cells.n_cells, 2)}
     for how in ({"fit_labels": True, "steered": False}, {"fit_labels": False, "steered": True}):
-        found = LabelTask.of(cells, state.labels, components=components).finish(
+        found = LabelTask.of(cells, state.labels, train_rows=np.arange(cells.n_cells), components=components).finish(
             deepcopy(state.network).eval(), collator, rows, settings=TrainingConfig(), seed=0, **how
         )
         assert np.array_equal(found.types.components.direct_VP, components.direct_VP)
-        anew = LabelTask.of(cells, state.labels, components=None).finish(
+        anew = LabelTask.of(cells, state.labels, train_rows=np.arange(cells.n_cells)).finish(
             deepcopy(state.network).eval(), collator, rows, settings=TrainingConfig(), seed=0, **how
         )
         assert not np.array_equal(anew.types.components.usual_V, components.usual_V)

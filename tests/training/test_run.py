@@ -19,7 +19,8 @@ from cellxpert.data.setup import read_setup
 from cellxpert.errors import CellxPertWarning, ConfigError, ControlError
 from cellxpert.training import run
 from cellxpert.training.plan import TrainingPlan
-from cellxpert.training.run import TrainArguments, perturbations_of
+from cellxpert.training.run import TrainArguments
+from cellxpert.training.split import perturbations_of
 
 LABELS = "bulk_labels"
 

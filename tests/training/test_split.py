@@ -12,7 +12,7 @@ from cellxpert.batch import IGNORE
 from cellxpert.data.cells import Cells
 from cellxpert.data.setup import read_setup
 from cellxpert.errors import ConfigError, SplitError
-from cellxpert.training.split import batch_codes, batches_of, classes_of, split_cells, unlearned
+from cellxpert.training.split import batch_codes, batches_of, classes_of, split_cells, unlearned, unseen_batches
 
 LABELS = "bulk_labels"
 
@@ -99,6 +99,15 @@ def test_batches_are_those_of_the_training_cells(cells: Cells) -> None:
     assert batches_of(told, np.flatnonzero(donors == "d2"), before=("x", "y")) == ("x", "y", "d2")
     assert batches_of(cells, some) == ()
     assert batches_of(cells, some, before=("x", "y")) == ("x", "y")
+
+
+def test_batches_that_training_cells_lack_are_told_by_name(cells: Cells) -> None:
+    donors = cells.obs("donor").astype(str).to_numpy()
+    told = _with_batches(cells)
+    some = np.flatnonzero(~np.isin(donors, ["d4", "d1"]))
+    assert "batches 'd1', 'd4': " in unseen_batches(told, some)
+    assert not unseen_batches(told, np.arange(len(donors)))
+    assert not unseen_batches(cells, some)
 
 
 def test_codes_follow_the_names(cells: Cells) -> None:

@@ -17,7 +17,16 @@ from cellxpert import keys
 from cellxpert.data.cells import modality_rows
 from cellxpert.data.objects import refuse_view
 
-__all__ = ["forget_obs", "forget_obsm", "record", "require_writable", "write_layer", "write_obs", "write_obsm"]
+__all__ = [
+    "forget_obs",
+    "forget_obsm",
+    "record",
+    "recorded",
+    "require_writable",
+    "write_layer",
+    "write_obs",
+    "write_obsm",
+]
 
 
 def require_writable(data: AnnData | MuData, call: str) -> None:
@@ -106,6 +115,15 @@ def write_layer(
 def record(data: AnnData | MuData, call: str, *, key: str, entry: dict[str, Any]) -> None:
     """Record a call in ``uns["cellxpert_info"][call][key]``; ``entry`` holds plain values only."""
     info = dict(data.uns.get(keys.INFO, {}))
-    # a key with "/" would become a nested group in HDF5 and Zarr
-    info[call] = {**info.get(call, {}), key.replace("/", "_"): entry}
+    info[call] = {**info.get(call, {}), _entry(key): entry}
     data.uns[keys.INFO] = info
+
+
+def recorded(data: AnnData | MuData, call: str, *, key: str) -> bool:
+    """Say whether a call is recorded under the key."""
+    return _entry(key) in data.uns.get(keys.INFO, {}).get(call, {})
+
+
+def _entry(key: str) -> str:
+    """Name of a record: a key with "/" would become a nested group in HDF5 and Zarr."""
+    return key.replace("/", "_")

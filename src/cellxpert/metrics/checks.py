@@ -26,9 +26,17 @@ def finite_matrix(name: str, matrix: Any) -> Any:
 
 
 def paired_labels(y_true: ArrayLike, y_pred: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Return two arrays of one label per cell, of any type and none missing, or raise :class:`MetricError`."""
+    """Return two arrays of one label per cell, of any type and none missing, or raise :class:`MetricError`.
+
+    Two series are paired by their index, arrays by position.
+    """
     import pandas as pd
 
+    if isinstance(y_true, pd.Series) and isinstance(y_pred, pd.Series) and not y_true.index.equals(y_pred.index):
+        if not (y_true.index.is_unique and y_pred.index.is_unique and set(y_true.index) == set(y_pred.index)):
+            found = "two series whose indices do not name the same cells, once each"
+            raise MetricError("y_true, y_pred", found=found, fix="take the same cells, or pass .to_numpy() of both")
+        y_pred = y_pred.loc[y_true.index]
     true, pred = np.asarray(y_true, dtype=object), np.asarray(y_pred, dtype=object)
     if true.ndim != 1 or true.shape != pred.shape or not len(true):
         found = f"shapes {true.shape} and {pred.shape}"
@@ -36,6 +44,10 @@ def paired_labels(y_true: ArrayLike, y_pred: ArrayLike) -> tuple[np.ndarray, np.
     for name, labels in (("y_true", true), ("y_pred", pred)):
         if n_missing := int(pd.isna(labels).sum()):
             raise MetricError(name, found=f"{n_missing} missing labels", fix="leave these cells out")
+    one, other = set(true), set(pred)
+    if not one & other and (same := {str(label) for label in one} & {str(label) for label in other}):
+        found = f"no label in common, though {sorted(same)[:3]} are in both as text: one holds numbers, the other text"
+        raise MetricError("y_true, y_pred", found=found, fix="pass .astype(str) of both")
     return true, pred
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from itertools import combinations
 from typing import TYPE_CHECKING
 
+from cellxpert.errors import CellxPertWarning
 from cellxpert.ontology.abbreviations import CONTEXTS, MISLEADING, PHRASES, WORDS
 from cellxpert.ontology.graph import CellOntology
 
@@ -56,7 +58,7 @@ def match_labels(
     labels
         Labels, each as often as wanted. In which tissue they are, and so what "alpha" means, is told from all of them together.
     given
-        Label to term, which wins over every rule; "" for a label that shall have none.
+        Label to term, which wins over every rule; "" for a label that shall have none. Labels are found as they are, or as text.
     ontology
         Default: the newest release in ``cellxgene-ontology-guide``.
 
@@ -77,6 +79,11 @@ def match_labels(
     OntologyMissingError
         If ``ontology`` is None and the package with the ontology is not installed.
 
+    Warns
+    -----
+    CellxPertWarning
+        If ``given`` names labels that do not occur.
+
     Examples
     --------
     >>> ontology = CellOntology.from_terms({"X:1": ("T cell", [], ["T lymphocyte"]), "X:2": ("monocyte", [], [])})
@@ -88,10 +95,13 @@ def match_labels(
     ontology = CellOntology() if ontology is None else ontology
     unique = list(dict.fromkeys("" if pd.isna(label) else label for label in labels))
     find = _finder(ontology, [str(label) for label in unique])
-    rows = []
+    given, rows = dict(given or {}), []
+    if lost := sorted({str(label) for label in given} - {str(label) for label in unique}):
+        text = f"match_labels(given=): no label is {lost[:10]}; they are written as the labels are, letter for letter"
+        warnings.warn(text, CellxPertWarning, stacklevel=2)
     for label in unique:
-        if given and label in given:
-            terms, how = frozenset({given[label]} - {""}), "given"
+        if (known := given.get(label, given.get(str(label)))) is not None:
+            terms, how = frozenset({known} - {""}), "given"
         else:
             terms, how = find(str(label).strip())
         names = " or ".join(sorted(ontology.name(term) for term in terms))

@@ -48,7 +48,8 @@ class LabelOptions:
     def __post_init__(self) -> None:
         for name, least in (("coverage", 0.5), ("back_off", 0.0), ("set_coverage", 0.0)):
             value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and least < value <= 1):
+            number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+            if value is not None and not (number and least < value <= 1):
                 raise ConfigError(
                     f"annotate({name}=)", found=repr(value), fix=f"give a share above {least:g} and at most 1"
                 )
@@ -151,7 +152,10 @@ def annotate(
         # a label's own term too: "T cell", where that is a label beside "CD8 T cell"
         coarser_N = unsure_N & (answer.terms != "")
         names = {term: ontology.name(term) for term in set(answer.terms[coarser_N])}
-        labels_N[coarser_N] = [names[term] for term in answer.terms[coarser_N]]
+        labels_N[coarser_N] = [
+            classes[label] if label >= 0 else names[term]
+            for label, term in zip(answer.labels[coarser_N], answer.terms[coarser_N], strict=True)
+        ]
         terms_N = np.where(coarser_N, answer.terms, terms_N)
         confidence_N = np.where(coarser_N, answer.proba, confidence_N)
         reason_N[coarser_N] = COARSER

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cellxpert.config import AdapterConfig, ModelConfig
-from cellxpert.data.calibration import Tissues
+from cellxpert.data.calibration import Calibration, Tissues
 from cellxpert.data.cell_types import Components
 from cellxpert.data.cells import Cells
 from cellxpert.data.integration import Integration
@@ -25,8 +25,17 @@ from cellxpert.data.vocabulary import Vocabulary
 from cellxpert.errors import AdapterError, CellxPertWarning
 from cellxpert.nn.network import Network
 from cellxpert.training.adapters import HEAD, inject, merged, require_same_answers, tensors_of
-from cellxpert.training.run import Learned, TrainArguments, learn, perturbations_of
-from cellxpert.training.split import batches_of, classes_of, split_cells, unlearned
+from cellxpert.training.label_task import uncalibrated
+from cellxpert.training.run import Learned, TrainArguments, learn
+from cellxpert.training.split import (
+    batches_of,
+    classes_of,
+    perturbations_of,
+    split_cells,
+    unlearned,
+    unseen_batches,
+)
+from cellxpert.training.start import make_network
 
 __all__ = ["finetune_network"]
 
@@ -50,6 +59,8 @@ def finetune_network(
     tissues: Tissues | None = None,
     batches: tuple[str, ...] = (),
     integration: Integration | None = None,
+    calibration: Calibration | None = None,
+    steered: bool = False,
 ) -> Learned:
     """Train on an object with the features, bins and weights of a trained network.
 
@@ -78,6 +89,10 @@ def finetune_network(
         Batches that its decoder can be told of; an adapter adds none.
     integration
         Where cells were integrated before.
+    calibration
+        What the labels could be trusted with before; it stays where no training cell has a label.
+    steered
+        Whether labels trained what is below the label head before.
 
     Returns
     -------
@@ -91,7 +106,8 @@ def finetune_network(
     Warns
     -----
     CellxPertWarning
-        If validation or test cells have labels that no training cell has, or no training cell has a label that the network knows.
+        If validation or test cells have labels or batches that no training cell has, no training cell has a label that the network knows, or
+        labels were learned of too few cells to calibrate.
     """
     column, before = cells.labels(), () if tissues is None else tissues.names
     split = split_cells(cells, column, train_size=arguments.train_size, split_key=arguments.split_key, seed=seed)
@@ -107,17 +123,11 @@ def finetune_network(
         here = None
     elif config.network.batches:
         batches = batches_of(cells, train_rows, before=batches)
+    if adapter is None and (text := unseen_batches(cells, train_rows)):
+        warnings.warn(text, CellxPertWarning, stacklevel=3)  # the caller of CellxPert.finetune
     known = _together(perturbations, here)
-    tuned = Network.from_config(
-        config,
-        feature_modality=vocabulary.role_of_feature.tolist(),
-        place=vocabulary.place,
-        n_image=vocabulary.n_image,
-        n_labels=len(classes),
-        n_targets=0 if known is None else len(known.targets),
-        n_tissues=0 if tissues is None else len(tissues.names),
-        n_batches=len(batches),
-        seed=seed,
+    tuned = make_network(
+        config, vocabulary, labels=classes, perturbations=known, tissues=tissues, batches=batches, seed=seed
     )
     anew = set() if adapter is None and classes == labels else {"labels."}
     if tissues is not None and tissues.names != before:
@@ -146,7 +156,12 @@ def finetune_network(
         tissues=tissues,
         batches=batches,
         integration=integration,
+        steered=steered,
     )
+    if not classes_of(column, train_rows, unlabeled):
+        learned = replace(learned, calibration=calibration)
+    elif text := uncalibrated(classes, learned.calibration):
+        warnings.warn(text, CellxPertWarning, stacklevel=3)  # the caller of CellxPert.finetune
     if adapter is None:
         return learned
     require_same_answers(tuned, base, adapter)

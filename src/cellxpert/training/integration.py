@@ -1,7 +1,7 @@
 """Fits the space of integrated cells after training: factors by expectation and maximisation, batches by soft clusters.
 
-Shape suffixes: N cells, V features, M modalities, K bins, R coordinates, C clusters, B batches, G groups of cells with the same features
-measured, X sets of groups, F features of one modality, Q levels of quantiles.
+Shape suffixes: N cells, V features, M modalities, K bins, R coordinates, G groups of cells with the same features measured, X sets of
+groups, F features of one modality, Q levels of quantiles.
 """
 
 from __future__ import annotations
@@ -16,20 +16,13 @@ from scipy import sparse
 
 from cellxpert.data.cells import Cells
 from cellxpert.data.components import leading_factors
-from cellxpert.data.integration import (
-    CLUSTER_WIDTH,
-    LEVELS,
-    BatchShifts,
-    FactorReading,
-    Integration,
-    read_magnitudes,
-    unit_rows,
-)
+from cellxpert.data.integration import LEVELS, FactorReading, Integration, read_magnitudes
 from cellxpert.data.roles import MEASURED, MODALITIES, NICHE
 from cellxpert.data.tokens import Tokens
 from cellxpert.data.vocabulary import Vocabulary
+from cellxpert.training.batch_shifts import fit_shifts
 
-__all__ = ["fit_factors", "fit_integration", "fit_shifts", "integrate_cells"]
+__all__ = ["fit_factors", "fit_integration", "integrate_cells"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -50,16 +43,12 @@ LEAST_UNIQUE = 0.1
 """Least share of a feature's variance that is its own."""
 LEAST_VARIANCE = 1e-4
 """Least variance of a feature's noise."""
+RELIABILITY = 4
+"""Power of the share of an axis' variance that is known which is its standard deviation."""
 PRIOR_CELLS = 20
 """Cells in which nothing follows the factors that every feature is taken to have: few cells with two modalities tell little of either."""
 MIN_SEEN = 10
 """Fewest cells that show a feature for factors to be told by it: a few cells with rare features in common would get a factor of their own."""
-CELLS_PER_CLUSTER, MAX_CLUSTERS = 30, 100
-DIVERSITY = 2.0
-"""How much a cluster is kept from holding one batch more than another."""
-RIDGE = 1.0
-ROUNDS, ASSIGNMENTS, N_BLOCKS = 10, 10, 20
-"""Rounds of taking batches out, of assigning cells before each, and parts of the cells that are assigned at once."""
 
 
 def integrate_cells(
@@ -199,8 +188,7 @@ def fit_factors(
 ) -> FactorReading:
     """Fit a factor model to magnitudes of which any may be missing (Rubin & Thayer 1982), by expectation and maximisation.
 
-    Coordinates are those in which lengths are what the factors say of the features in units of their noise, compressed by a square root
-    so that the strongest programme does not decide alone.
+    Coordinates are along the axes on which the factors say most of the features, in units of their noise; see :func:`_stretch`.
     """
     group_G, group_N = np.unique(tokens.pattern[rows], return_inverse=True)
     groups = [
@@ -219,13 +207,29 @@ def fit_factors(
     set_V = np.where(seen_V, set_V.reshape(-1), -1)
     for _ in range(N_ITERATIONS):
         reading = _improved(reading, groups, sets_XG=sets_XG, set_V=set_V)
-    z_NR = np.concatenate([reading.posterior(group.level_NV, group.measured_V)[0] for group in groups])
+    return replace(reading, stretch_RR=_stretch(reading, groups))
+
+
+def _stretch(reading: FactorReading, groups: Sequence[_Group]) -> Floats:
+    """Choose coordinates: an axis has the standard deviation 1 where all of its variance is known in the cells, and less where it is not.
+
+    How strong a programme is says nothing of how much it matters, so that length along an axis is not that of what it explains. How
+    much of an axis a cell's measurements tell (its reliability) does: that what only one modality tells is guessed in cells without it.
+    """
     told_RR = (reading.loading_VR.T / reading.unique_V) @ reading.loading_VR
-    size_R, axis_RR = np.linalg.eigh(told_RR)
-    stretch_RR = axis_RR[:, ::-1] * np.sqrt(np.maximum(size_R[::-1], 0.0))
-    deviation_R = (z_NR @ stretch_RR).std(axis=0)
-    stretch_RR = stretch_RR / np.sqrt(np.maximum(deviation_R, 1e-6))
-    return replace(reading, stretch_RR=stretch_RR)
+    axis_RR = np.linalg.eigh(told_RR)[1][:, ::-1]
+    points, known_R, n_cells = [], np.zeros(len(axis_RR)), 0
+    for group in groups:
+        z_NR, spread_RR = reading.posterior(group.level_NV, group.measured_V)
+        if group.measured_V.any():
+            points.append(z_NR @ axis_RR)
+            known_R += len(z_NR) * (1 - ((axis_RR.T @ spread_RR) * axis_RR.T).sum(axis=1))
+            n_cells += len(z_NR)
+    if not n_cells:
+        return axis_RR
+    deviation_R = np.concatenate(points).std(axis=0)
+    length_R = np.clip(known_R / n_cells, 0.0, 1.0) ** RELIABILITY
+    return axis_RR * np.where(deviation_R > 1e-6, length_R / np.maximum(deviation_R, 1e-6), 0.0)
 
 
 def _start(
@@ -313,79 +317,3 @@ def _improved(
     variance_V = square_V / n_V - (sum_V / n_V) ** 2
     least_V = np.maximum(LEAST_UNIQUE * variance_V, LEAST_VARIANCE)
     return replace(reading, usual_V=usual_V, loading_VR=loading_VR, unique_V=np.maximum(unique_V, least_V))
-
-
-def fit_shifts(point_NR: Floats, code_N: Ints, *, names: tuple[str, ...], seed: int) -> BatchShifts:
-    """Find soft clusters that all batches share, and what each batch adds to the cells of each (Korsunsky et al. 2019).
-
-    Parameters
-    ----------
-    point_NR
-        Coordinates of cells.
-    code_N
-        Batch of each cell.
-    names
-        Batches.
-    seed
-        Seed of the clusters' start and of the order in which cells are assigned.
-    """
-    from sklearn.cluster import KMeans
-
-    rng = np.random.default_rng(seed)
-    n_cells, n_batches = len(point_NR), len(names)
-    unit_NR = unit_rows(point_NR)
-    n_clusters = int(np.clip(round(n_cells / CELLS_PER_CLUSTER), 2, MAX_CLUSTERS))
-    n_clusters = min(
-        n_clusters, len(np.unique(unit_NR.round(4), axis=0))
-    )  # with one coordinate there are two directions
-    member_NB = np.eye(n_batches)[code_N]
-    left_NR = point_NR
-    kmeans = KMeans(n_clusters, n_init=3, random_state=seed).fit(unit_NR)
-    centre_CR = unit_rows(kmeans.cluster_centers_)
-    share_NC = _softmax(2 * unit_NR @ centre_CR.T / CLUSTER_WIDTH)
-    for _ in range(ROUNDS):
-        for _ in range(ASSIGNMENTS):
-            centre_CR = unit_rows(share_NC.T @ unit_rows(left_NR))
-            before_NC = share_NC
-            share_NC = _assigned(unit_rows(left_NR), share_NC, member_NB, centre_CR=centre_CR, rng=rng)
-            if np.abs(share_NC - before_NC).mean() < 1e-4:
-                break
-        offset_BCR = _offsets(point_NR, share_NC, member_NB)
-        left_NR = point_NR - np.einsum("nc,ncr->nr", share_NC, offset_BCR[code_N])
-    size_C1 = np.maximum(share_NC.sum(axis=0), 1e-6)[:, None]
-    return BatchShifts(names=names, centre_CR=centre_CR, mean_CR=share_NC.T @ left_NR / size_C1, offset_BCR=offset_BCR)
-
-
-def _softmax(score_NC: Floats) -> Floats:
-    share_NC = np.exp(score_NC - score_NC.max(axis=1, keepdims=True))
-    return share_NC / share_NC.sum(axis=1, keepdims=True)
-
-
-def _assigned(
-    unit_NR: Floats, share_NC: Floats, member_NB: Floats, *, centre_CR: Floats, rng: np.random.Generator
-) -> Floats:
-    """Assign cells anew, some at a time, to near clusters that hold less of their batch than is expected."""
-    share_NC = share_NC.copy()
-    near_NC = np.exp(2 * (unit_NR @ centre_CR.T - 1) / CLUSTER_WIDTH) + 1e-12
-    portion_B = member_NB.mean(axis=0)
-    for rows in np.array_split(rng.permutation(len(unit_NR)), N_BLOCKS):
-        others = np.ones(len(unit_NR), bool)
-        others[rows] = False
-        observed_BC = member_NB[others].T @ share_NC[others]
-        expected_BC = np.outer(portion_B, observed_BC.sum(axis=0))
-        favour_BC = ((expected_BC + 1) / (observed_BC + 1)) ** DIVERSITY
-        new_NC = near_NC[rows] * (member_NB[rows] @ favour_BC)
-        share_NC[rows] = new_NC / new_NC.sum(axis=1, keepdims=True)
-    return share_NC
-
-
-def _offsets(point_NR: Floats, share_NC: Floats, member_NB: Floats) -> Floats:
-    """Ridge regression of coordinates on batches within each cluster: the batches' coefficients, (B, C, R)."""
-    design_NX = np.concatenate([np.ones((len(point_NR), 1)), member_NB], axis=1)
-    penalty_XX = RIDGE * np.diag([0.0, *np.ones(member_NB.shape[1])])
-    offset_CBR = []
-    for share_N in share_NC.T:
-        weighted_XN = design_NX.T * share_N
-        left_XX = weighted_XN @ design_NX + penalty_XX + 1e-9 * np.eye(len(penalty_XX))
-        offset_CBR.append(np.linalg.solve(left_XX, weighted_XN @ point_NR)[1:])
-    return np.stack(offset_CBR, axis=1)

@@ -30,7 +30,7 @@ from cellxpert.nn.network import Network
 from cellxpert.training.objectives import class_margins, class_weights
 from cellxpert.training.regression import fit_regression, fit_temperature
 
-__all__ = ["Labelled", "calibrate_label_head", "fit_label_head"]
+__all__ = ["LEAST_CALIBRATED", "Labelled", "calibrate_label_head", "fit_label_head"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -23,10 +23,10 @@ from cellxpert.data.record import LabelTerm
 from cellxpert.nn.heads import LabelHead
 from cellxpert.nn.network import Network
 from cellxpert.ontology import CellOntology, label_targets
-from cellxpert.training.label_head import Labelled, calibrate_label_head, fit_label_head
+from cellxpert.training.label_head import LEAST_CALIBRATED, Labelled, calibrate_label_head, fit_label_head
 from cellxpert.training.objectives import LabelObjective, class_margins, class_weights
 
-__all__ = ["LabelTask", "allowed_labels"]
+__all__ = ["LabelTask", "allowed_labels", "uncalibrated"]
 
 Ints = npt.NDArray[np.int64]
 
@@ -45,15 +45,24 @@ class LabelTask:
 
     @classmethod
     def of(
-        cls, cells: Cells, classes: tuple[str, ...], *, components: Components | None = None, tissues: bool = False
+        cls,
+        cells: Cells,
+        classes: tuple[str, ...],
+        *,
+        train_rows: Ints,
+        components: Components | None = None,
+        tissues: bool = False,
     ) -> LabelTask | None:
-        """Read the labels of an object, or its tissues; None if there are none to learn."""
+        """Read the labels of an object, or its tissues; None if there are none to learn.
+
+        A label of ``classes`` that no training cell has counts as none: a head that knew it unlearns it, which no validation cell can judge.
+        """
         values, batches = cells.tissues() if tissues else cells.labels(), cells.batches()
         if values is None or not classes:
             return None
         code_N = pd.Categorical(values, categories=list(classes)).codes.astype(np.int64)
         return cls(
-            code_N=np.where(code_N < 0, IGNORE, code_N),
+            code_N=np.where(np.isin(code_N, code_N[train_rows]) & (code_N >= 0), code_N, IGNORE),
             allowed_CC=allowed_labels(classes, () if tissues else cells.setup.label_terms),
             batch_N=None if batches is None else batches.to_numpy(),
             components=components,
@@ -129,3 +138,14 @@ def allowed_labels(classes: tuple[str, ...], label_terms: tuple[LabelTerm, ...])
         return np.eye(len(classes), dtype=bool)
     exact = [name not in known or known[name].exact for name in classes]
     return label_targets(terms, CellOntology(), exact=exact)
+
+
+def uncalibrated(classes: tuple[str, ...], calibration: Calibration | None) -> str:
+    """What to say of labels whose confidence could not be measured; empty if it was, or there are none."""
+    if not classes or calibration is not None:
+        return ""
+    return (
+        f"the {len(classes)} labels are not calibrated: that takes two labels or more, and {LEAST_CALIBRATED} labelled cells "
+        "that their head has not seen. annotate() will take probabilities at their word and refuse no cell; "
+        "label more cells, or read no confidence into these labels"
+    )

@@ -27,21 +27,28 @@ from cellxpert.data.perturbations import Assigned, Perturbations, without_target
 from cellxpert.data.splits import PARTS
 from cellxpert.data.tokens import Tokens, tokenize
 from cellxpert.data.vocabulary import Vocabulary
-from cellxpert.errors import CellxPertWarning, ConfigError, ControlError
+from cellxpert.errors import CellxPertWarning, ConfigError
 from cellxpert.nn.network import Network
 from cellxpert.training.fit import RunConfig, fit
 from cellxpert.training.integration import integrate_cells
-from cellxpert.training.label_task import LabelTask
+from cellxpert.training.label_task import LabelTask, uncalibrated
 from cellxpert.training.objectives import LabelObjective
 from cellxpert.training.refit import refit_responses
-from cellxpert.training.split import batch_codes, batches_of, classes_of, split_cells, unlearned
-from cellxpert.training.start import start_from_data, start_interventions, start_label_head
+from cellxpert.training.split import (
+    batch_codes,
+    batches_of,
+    classes_of,
+    perturbations_of,
+    split_cells,
+    unlearned,
+    unseen_batches,
+)
+from cellxpert.training.start import make_network, start_from_data, start_interventions, start_label_head
 
 __all__ = [
     "Learned",
     "TrainArguments",
     "learn",
-    "perturbations_of",
     "train_network",
 ]
 
@@ -92,6 +99,8 @@ class Learned:
     tissues: Tissues | None = None
     batches: tuple[str, ...] = ()
     integration: Integration | None = None
+    steered: bool = False
+    """Whether labels trained what is below the label head, in this run or an earlier one."""
 
 
 def train_network(
@@ -115,7 +124,7 @@ def train_network(
     Warns
     -----
     CellxPertWarning
-        If validation or test cells have labels that no training cell has.
+        If validation or test cells have labels or batches that no training cell has, or labels were learned of too few cells to calibrate.
     """
     labels = cells.labels()
     if previous is not None:
@@ -136,28 +145,23 @@ def train_network(
             tissues=previous.tissues,
             batches=previous.batches,
             integration=previous.integration,
+            steered=previous.steered,
         )
     split = split_cells(cells, labels, train_size=arguments.train_size, split_key=arguments.split_key, seed=seed)
     train_rows = np.flatnonzero(split.to_numpy() == "train")
     vocabulary = Vocabulary.fit(cells, config.tokens, train_rows=train_rows)
     classes = classes_of(labels, train_rows, cells.setup.unlabeled_category)
-    if text := unlearned(labels, classes, cells.setup.unlabeled_category):
-        warnings.warn(text, CellxPertWarning, stacklevel=3)  # the caller of CellxPert.train
-    tissues = classes_of(cells.tissues(), train_rows, cells.setup.unlabeled_category)
+    for text in (unlearned(labels, classes, cells.setup.unlabeled_category), unseen_batches(cells, train_rows)):
+        if text:
+            warnings.warn(text, CellxPertWarning, stacklevel=3)  # the caller of CellxPert.train
+    names = classes_of(cells.tissues(), train_rows, cells.setup.unlabeled_category)
+    tissues = Tissues(names=names) if names else None
     perturbations = perturbations_of(cells, train_rows, config)
     batches = batches_of(cells, train_rows) if config.network.batches else ()
-    network = Network.from_config(
-        config,
-        feature_modality=vocabulary.role_of_feature.tolist(),
-        place=vocabulary.place,
-        n_image=vocabulary.n_image,
-        n_labels=len(classes),
-        n_targets=0 if perturbations is None else len(perturbations.targets),
-        n_tissues=len(tissues),
-        n_batches=len(batches),
-        seed=seed,
+    network = make_network(
+        config, vocabulary, labels=classes, perturbations=perturbations, tissues=tissues, batches=batches, seed=seed
     )
-    return learn(
+    learned = learn(
         cells,
         config,
         arguments,
@@ -168,9 +172,12 @@ def train_network(
         split=split,
         seed=seed,
         fresh=True,
-        tissues=Tissues(names=tissues) if tissues else None,
+        tissues=tissues,
         batches=batches,
     )
+    if text := uncalibrated(classes, learned.calibration):
+        warnings.warn(text, CellxPertWarning, stacklevel=3)
+    return learned
 
 
 def learn(
@@ -193,6 +200,7 @@ def learn(
     tissues: Tissues | None = None,
     batches: tuple[str, ...] = (),
     integration: Integration | None = None,
+    steered: bool = False,
 ) -> Learned:
     """Train a network on the training cells of a split.
 
@@ -226,6 +234,8 @@ def learn(
         Batches that its decoder can be told of.
     integration
         Where cells were integrated before.
+    steered
+        Whether labels trained what is below the label head before: then training cells are not new to it.
     """
     if network.labels is not None:
         network.labels.gradient = config.network.label_gradient
@@ -248,12 +258,12 @@ def learn(
     settings = arguments.settings(config.training, n_train=len(rows["train"]))
     tissue_task = None
     if tissues is not None and adapter is None:
-        tissue_task = LabelTask.of(cells, tissues.names, tissues=True)
+        tissue_task = LabelTask.of(cells, tissues.names, train_rows=rows["train"], tissues=True)
     told, calibration, tissue_calibration = _run(
         network,
         tokens,
         rows=rows,
-        task=LabelTask.of(cells, classes, components=components),
+        task=LabelTask.of(cells, classes, train_rows=rows["train"], components=components),
         tissue_task=tissue_task,
         assigned=assigned,
         batch_N=batch_codes(cells, batches),
@@ -261,7 +271,8 @@ def learn(
         settings=settings,
         arguments=arguments,
         fingerprint=_fingerprint(config, settings, vocabulary, classes, split, arguments) | _said_of(adapter),
-        fit_labels=fit_labels,
+        fit_labels=fit_labels or config.network.label_gradient == 0,
+        steered=(steered := steered or config.network.label_gradient > 0),
         fit_responses=adapter is None,
     )
     if adapter is None:
@@ -282,27 +293,8 @@ def learn(
         else replace(tissues, temperature=tissue_calibration.temperature),
         batches=batches,
         integration=integration,
+        steered=steered,
     )
-
-
-def perturbations_of(cells: Cells, train_rows: npt.NDArray[np.int64], config: ModelConfig) -> Perturbations | None:
-    """Conditions of the training cells, if the setup names a column and some are perturbed."""
-    conditions, setup = cells.conditions(), cells.setup
-    if conditions is None:
-        return None
-    seen = conditions.iloc[train_rows]
-    if not (seen == setup.control_category).any():
-        raise ControlError(
-            f"obs[{setup.perturbation_key!r}]",
-            found=f"no training cell is {setup.control_category!r}",
-            fix="leave control cells among the training cells",
-        )
-    if (seen == setup.control_category).all():
-        return None
-    if not config.network.n_factors:
-        found = "0, and perturbed cells to learn from"
-        raise ConfigError("NetworkConfig.n_factors", found=found, fix="pass config=preset(...).replace(n_factors=64)")
-    return Perturbations.fit(list(seen), control=setup.control_category, kind=setup.perturbation_type)
 
 
 def _run(
@@ -319,6 +311,7 @@ def _run(
     arguments: TrainArguments,
     fingerprint: dict[str, object],
     fit_labels: bool,
+    steered: bool,
     fit_responses: bool,
 ) -> tuple[pd.DataFrame, Calibration | None, Calibration | None]:
     collator = Collator(
@@ -359,11 +352,11 @@ def _run(
     )
     objective = LabelObjective() if task is None else task.objective(rows["train"], settings)
     history = fit(network, data, settings, labels=objective, run=run)
-    gradient = config.network.label_gradient
     found: list[Calibration | None] = []
-    for told, head, steered in ((task, network.labels, gradient > 0), (tissue_task, network.tissues, False)):
+    for told, head in ((task, network.labels), (tissue_task, network.tissues)):
         calibration = None
         if told is not None and head is not None:
+            of_labels = head is network.labels
             calibration = told.finish(
                 network,
                 collator,
@@ -371,8 +364,8 @@ def _run(
                 head=head,
                 settings=settings,
                 seed=arguments.seed,
-                fit_labels=fit_labels or not steered,
-                steered=steered,
+                fit_labels=fit_labels or not of_labels,  # tissues steer nothing
+                steered=steered and of_labels,
             )
         found.append(calibration)
     if assigned is not None and fit_responses:

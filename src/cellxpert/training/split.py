@@ -1,4 +1,4 @@
-"""Which cells train, and which labels and batches they can teach.
+"""Which cells train, and which labels, batches and perturbations they can teach.
 
 Shape suffix: N cells.
 """
@@ -10,13 +10,15 @@ import numpy.typing as npt
 import pandas as pd
 
 from cellxpert.batch import IGNORE
+from cellxpert.config import ModelConfig
 from cellxpert.data.cells import Cells
+from cellxpert.data.perturbations import Perturbations
 from cellxpert.data.splits import column_split, group_split, names_parts, random_split, stratified_split
-from cellxpert.errors import ConfigError, SplitError
+from cellxpert.errors import ConfigError, ControlError, SplitError
 
-__all__ = ["batch_codes", "batches_of", "classes_of", "split_cells", "unlearned"]
+__all__ = ["batch_codes", "batches_of", "classes_of", "perturbations_of", "split_cells", "unlearned", "unseen_batches"]
 
-_MAX_LABELS_SHOWN = 20
+_MAX_SHOWN = 20
 
 
 def split_cells(
@@ -65,6 +67,26 @@ def batches_of(cells: Cells, train_rows: npt.NDArray[np.int64], *, before: tuple
     return names if len(names) > 1 else ()
 
 
+def perturbations_of(cells: Cells, train_rows: npt.NDArray[np.int64], config: ModelConfig) -> Perturbations | None:
+    """Conditions of the training cells, if the setup names a column and some are perturbed."""
+    conditions, setup = cells.conditions(), cells.setup
+    if conditions is None:
+        return None
+    seen = conditions.iloc[train_rows]
+    if not (seen == setup.control_category).any():
+        raise ControlError(
+            f"obs[{setup.perturbation_key!r}]",
+            found=f"no training cell is {setup.control_category!r}",
+            fix="leave control cells among the training cells",
+        )
+    if (seen == setup.control_category).all():
+        return None
+    if not config.network.n_factors:
+        found = "0, and perturbed cells to learn from"
+        raise ConfigError("NetworkConfig.n_factors", found=found, fix="pass config=preset(...).replace(n_factors=64)")
+    return Perturbations.fit(list(seen), control=setup.control_category, kind=setup.perturbation_type)
+
+
 def batch_codes(cells: Cells, names: tuple[str, ...]) -> npt.NDArray[np.int64] | None:
     """Code of each cell's batch among ``names``, ``IGNORE`` for another; None where no batches are named."""
     batches = cells.batches() if names else None
@@ -74,6 +96,15 @@ def batch_codes(cells: Cells, names: tuple[str, ...]) -> npt.NDArray[np.int64] |
     return np.where(code_N < 0, IGNORE, code_N)
 
 
+def unseen_batches(cells: Cells, train_rows: npt.NDArray[np.int64]) -> str:
+    """What to say of batches that no training cell is of; empty if there are none."""
+    batches = cells.batches()
+    if batches is None or not (unseen := sorted(set(batches) - set(batches.iloc[train_rows]))):
+        return ""
+    shown = ", ".join(repr(name) for name in unseen[:_MAX_SHOWN]) + (" and more" if len(unseen) > _MAX_SHOWN else "")
+    return f'no training cell is of the batches {shown}: integrate() knows nothing of them, so call it with new_batches="fit" or "ignore"'
+
+
 def unlearned(labels: pd.Series | None, classes: tuple[str, ...], unlabeled_category: str) -> str:
     """What to say of labels that no training cell has; empty if there are none."""
     if labels is None:
@@ -81,7 +112,7 @@ def unlearned(labels: pd.Series | None, classes: tuple[str, ...], unlabeled_cate
     counts = labels[~labels.isin([*classes, unlabeled_category])].astype(str).value_counts().sort_index()
     if counts.empty:
         return ""
-    shown = ", ".join(f"{label!r} ({n} cells)" for label, n in counts.head(_MAX_LABELS_SHOWN).items())
-    if len(counts) > _MAX_LABELS_SHOWN:
-        shown += f" and {len(counts) - _MAX_LABELS_SHOWN} more"
+    shown = ", ".join(f"{label!r} ({n} cells)" for label, n in counts.head(_MAX_SHOWN).items())
+    if len(counts) > _MAX_SHOWN:
+        shown += f" and {len(counts) - _MAX_SHOWN} more"
     return f"no training cell has the labels {shown}: they are not learned, and not in the validation metrics of labels"

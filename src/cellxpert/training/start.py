@@ -13,11 +13,13 @@ import numpy.typing as npt
 import torch
 from scipy.special import log_softmax
 
+from cellxpert.config import ModelConfig
+from cellxpert.data.calibration import Tissues
 from cellxpert.data.cell_types import scaled_magnitudes
 from cellxpert.data.components import MAX_CELLS, MAX_COMPONENTS, factor_model, principal_components
 from cellxpert.data.effects import condition_effects, conditions_of
 from cellxpert.data.frequencies import log_bin_frequencies
-from cellxpert.data.perturbations import Assigned
+from cellxpert.data.perturbations import Assigned, Perturbations
 from cellxpert.data.roles import MODALITIES, NICHE
 from cellxpert.data.tokens import Tokens
 from cellxpert.data.vocabulary import Vocabulary
@@ -25,7 +27,7 @@ from cellxpert.nn.cell import magnitude_scale
 from cellxpert.nn.heads import LabelHead
 from cellxpert.nn.network import Network
 
-__all__ = ["start_from_data", "start_interventions", "start_label_head", "tilts"]
+__all__ = ["make_network", "start_from_data", "start_interventions", "start_label_head", "tilts"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -39,6 +41,30 @@ PROTEIN_WEIGHT = 4.0
 """Variance of proteins in the label head, relative to that of genes."""
 NICHE_WEIGHT = 0.25
 """Variance of niches in the cell vector, relative to that of what is measured in the cell itself."""
+
+
+def make_network(
+    config: ModelConfig,
+    vocabulary: Vocabulary,
+    *,
+    labels: tuple[str, ...],
+    perturbations: Perturbations | None,
+    tissues: Tissues | None,
+    batches: tuple[str, ...],
+    seed: int,
+) -> Network:
+    """Make a network that reads these features and can name all of these; its weights are drawn."""
+    return Network.from_config(
+        config,
+        feature_modality=vocabulary.role_of_feature.tolist(),
+        place=vocabulary.place,
+        n_image=vocabulary.n_image,
+        n_labels=len(labels),
+        n_targets=0 if perturbations is None else len(perturbations.targets),
+        n_tissues=0 if tissues is None else len(tissues.names),
+        n_batches=len(batches),
+        seed=seed,
+    )
 
 
 def start_from_data(
