@@ -44,7 +44,7 @@ def _standard_error(values: np.ndarray, digits: int) -> str:
 
 def method_table(
     rows: pd.DataFrame,
-    metrics: Mapping[str, bool],
+    metrics: Mapping[str, bool | None],
     *,
     digits: int = 3,
     standard_error: bool = False,
@@ -57,7 +57,7 @@ def method_table(
     rows
         Tidy rows of one data set and split family.
     metrics
-        Metric -> whether more is better; the first decides the order of the methods.
+        Metric -> whether more is better, None where neither is; the first decides the order of the methods.
     digits
         Digits after the point.
     standard_error
@@ -70,7 +70,8 @@ def method_table(
     means = means.reindex(columns=list(metrics)).sort_values(first, ascending=not first_up, kind="stable")
     rounded = means.round(digits)
     rivals = rounded.drop(index=list(controls), errors="ignore")
-    best = {metric: rivals[metric].max() if up else rivals[metric].min() for metric, up in metrics.items()}
+    judged = {metric: up for metric, up in metrics.items() if up is not None}
+    best = {metric: rivals[metric].max() if up else rivals[metric].min() for metric, up in judged.items()}
     lines = []
     for method in means.index:
         mine = rows[rows["method"] == method]
@@ -78,7 +79,7 @@ def method_table(
         for metric in metrics:
             values = mine.loc[mine["metric"] == metric, "value"].to_numpy()
             text = _mean_sd(values, digits) if len(values) else "–"
-            leads = len(values) and method in rivals.index and rounded.loc[method, metric] == best[metric]
+            leads = len(values) and method in rivals.index and rounded.loc[method, metric] == best.get(metric)
             line.append(f"**{text}**" if leads else text)
         if standard_error:
             line.append(_standard_error(mine.loc[mine["metric"] == first, "value"].to_numpy(), digits))

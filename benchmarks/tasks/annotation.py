@@ -11,6 +11,7 @@ import mudata
 import numpy as np
 import pandas as pd
 
+import cellxpert as cx
 from benchmarks.data_sets import ANNOTATION as DATA
 from benchmarks.data_sets import DataSet, Split
 from benchmarks.measure import measured
@@ -22,7 +23,7 @@ from benchmarks.render import dot_plot, family, method_table
 
 __all__ = ["TASK", "annotate", "bare"]
 
-METRICS = {"accuracy": True, "macro_f1": True, "ece": False}
+METRICS = {"accuracy": True, "macro_f1": True, "ece": False, "ece_floor": None}
 
 
 def bare(cells: anndata.AnnData | mudata.MuData, rows: np.ndarray) -> anndata.AnnData | mudata.MuData:
@@ -47,6 +48,7 @@ def annotate(data: DataSet, split: Split, *, method: str, seed: int, options: Op
         annotator.fit(seen, labels[train])
         predicted = annotator.predict(held_out)
     scores = annotation_scores(labels[test], predicted.labels, predicted.confidence)
+    scores["ece_floor"] = cx.metrics.ece_floor(predicted.confidence)
     return [Measurement(method=method, metrics=scores, seconds=cost.seconds, mib=cost.mib)]
 
 
@@ -77,7 +79,7 @@ def report(frame: pd.DataFrame) -> str:
     parts = [
         "Held-out cells; mean ± sd over seeds (and folds), best in bold; `se`: standard error of the mean of `accuracy` "
         "over them (– where there is one run). `macro_f1`: unweighted mean over the classes among "
-        "the test cells. `ece`: expected calibration error, 15 bins, less is better. `seconds`: fit and predict, wall."
+        "the test cells. `ece`: expected calibration error, 15 bins, less is better; `ece_floor`: what it would be on so few cells if every confidence were exactly right. `seconds`: fit and predict, wall."
     ]
     frame = frame.assign(family=frame["split"].map(family))
     for (data, split), rows in frame.groupby(["data", "family"], sort=False):

@@ -98,7 +98,7 @@ def test_ours_runs_on_the_smallest_data() -> None:
     data = ANNOTATION["pbmc68k"]
     options = Options(quick=True)
     (measurement,) = annotate(data, data.splits[0], method="cellxpert-nano", seed=0, options=options)
-    assert set(measurement.metrics) == {"accuracy", "macro_f1", "ece"}
+    assert set(measurement.metrics) == {"accuracy", "macro_f1", "ece", "ece_floor"}
     assert 0 <= measurement.metrics["accuracy"] <= 1
 
 

@@ -30,6 +30,7 @@ def test_mean_sd_and_best_in_bold(tmp_path: Path) -> None:
     assert lines[0] == "| method | accuracy | ece | seconds | peak MiB | runs |"
     assert lines[2] == f"| `ours` | **0.850 ± {np.std(values, ddof=1):.3f}** | 0.100 ± 0.000 | 2.0 | 100 | 3 |"
     assert lines[3] == "| `rival` | 0.700 | **0.050** | 2.0 | 100 | 1 |"
+    assert "**0.050**" not in method_table(rows, {"accuracy": True, "ece": None})  # neither more nor less is better
     lines = method_table(rows, {"accuracy": True}, standard_error=True).splitlines()
     assert lines[0] == "| method | accuracy | se | seconds | peak MiB | runs |"
     error = np.std(values, ddof=1) / np.sqrt(3)

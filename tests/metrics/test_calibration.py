@@ -7,12 +7,28 @@ import pytest
 import sklearn.metrics as skm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from cellxpert import metrics
 from cellxpert.errors import MetricError
 
 cells = st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=50)
 coarse = st.lists(st.tuples(st.sampled_from([0.2, 0.5, 0.9]), st.booleans()), min_size=1, max_size=5)
+
+
+def test_the_floor_of_one_bin_is_the_mean_deviation_of_a_share():
+    """The mean of |share - p| over binomial draws, exactly; and a generator goes on where the last call ended."""
+    n, p = 40, 0.85
+    k = np.arange(n + 1)
+    expected = (np.abs(k / n - p) * binom.pmf(k, n, p)).sum()
+    assert metrics.ece_floor(np.full(n, p), n_draws=20_000) == pytest.approx(expected, rel=0.02)
+    assert metrics.ece_floor([0.0, 1.0, 1.0]) == 0
+    rng = np.random.default_rng(3)
+    first, second = (metrics.ece_floor(np.full(n, p), n_draws=3, seed=rng) for _ in range(2))
+    assert first != second
+    assert first == metrics.ece_floor(np.full(n, p), n_draws=3, seed=3)
+    with pytest.raises(MetricError, match="confidence"):
+        metrics.ece_floor([1.2])
 
 
 @settings(deadline=None, max_examples=60)

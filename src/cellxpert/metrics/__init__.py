@@ -13,7 +13,7 @@ from cellxpert.metrics.annotation import (
     per_class,
     weighted_f1,
 )
-from cellxpert.metrics.calibration import aurc, brier, ece, nll, reliability, risk_coverage, unseen_auroc
+from cellxpert.metrics.calibration import aurc, brier, ece, ece_floor, nll, reliability, risk_coverage, unseen_auroc
 from cellxpert.metrics.causal import ancestor_leak, descendant_auroc
 from cellxpert.metrics.gene_sets import gene_set_embedding, read_gmt
 from cellxpert.metrics.hierarchy import error_distance, hierarchical_f1, hierarchical_scores, within_branch_accuracy
@@ -57,6 +57,7 @@ __all__ = [
     "discrimination_chance",
     "discrimination_score",
     "ece",
+    "ece_floor",
     "energy_distance",
     "error_distance",
     "foscttm",
