@@ -137,10 +137,12 @@ def test_every_method_predicts_profiles(cells, split):
             continue
         method = make_predictor(METHODS[name], seed=0, quick=True, gene_sets=gene_sets(None))
         method.fit(seen, conditions, control=CONTROL)
-        predicted = method.predict(asked)
-        assert predicted.shape == (len(asked), cells.n_vars), name
+        ours = name.startswith("cellxpert-")
+        some = asked[:2] if ours else asked  # chains take seconds per condition
+        predicted = method.predict(some)
+        assert predicted.shape == (len(some), cells.n_vars), name
         assert np.isfinite(predicted).all(), name
-        if not name.startswith("cellxpert-"):  # which genes can move is chosen once for all that is asked
+        if not ours:  # which genes can move is chosen once for all that is asked
             # a condition's prediction does not depend on what else is asked
             np.testing.assert_allclose(method.predict(asked[:1]), predicted[:1], atol=1e-9, err_msg=name)
 
