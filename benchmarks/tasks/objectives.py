@@ -76,9 +76,9 @@ def _split(loaded: Loaded) -> tuple[mudata.MuData, np.ndarray]:
 def _asked(model: cx.CellxPert, test: np.ndarray, batch: np.ndarray) -> dict[str, float]:
     """Score answers on test cells: of a modality that is not shown, and of single features that are not."""
     from cellxpert.batch import Questions
-    from cellxpert.data.cell_types import scaled_magnitudes
     from cellxpert.data.cells import Cells
     from cellxpert.data.collate import Collator
+    from cellxpert.data.components import scaled_magnitudes
     from cellxpert.data.roles import MODALITIES
     from cellxpert.data.tokens import tokenize
     from cellxpert.training.objectives import bins_loss

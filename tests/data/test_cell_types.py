@@ -17,7 +17,6 @@ from cellxpert.data.cell_types import (
     TypeModel,
     find_components,
     n_replicated,
-    scaled_magnitudes,
 )
 from cellxpert.data.tokens import Tokens
 
@@ -27,13 +26,13 @@ N_CELLS, N_LABELS = 120, 3
 CODES = np.arange(N_CELLS) % N_LABELS
 
 
-def _bins(*, keep_zeros: bool = False) -> np.ndarray:
+def _bins() -> np.ndarray:
     """Bins of cells of three kinds that show different features; -1: no token."""
     rng = np.random.default_rng(0)
     rate = np.full((N_CELLS, len(MODALITY)), 0.3)
     rate[np.arange(len(MODALITY)) % 3 == CODES[:, None]] = 0.9
     bins = rng.integers(1, 4, rate.shape) * (rng.random(rate.shape) < rate)
-    return bins if keep_zeros else np.where(bins == 0, -1, bins)
+    return np.where(bins == 0, -1, bins)
 
 
 def _tokens(bins: np.ndarray, *, mosaic: bool = False) -> Tokens:
@@ -72,14 +71,6 @@ def _random_components(n_components: int = 4) -> Components:
     rng = np.random.default_rng(1)
     direct, _ = np.linalg.qr(rng.normal(size=(len(MODALITY), n_components)))
     return Components(usual_V=rng.gamma(2.0, 0.5, len(MODALITY)), direct_VP=direct)
-
-
-@pytest.mark.parametrize("keep_zeros", [False, True])
-def test_magnitudes_are_those_of_a_loop(keep_zeros: bool) -> None:
-    tokens = _tokens(_bins(keep_zeros=keep_zeros), mosaic=True)
-    rows = np.array([5, 2, 2, 100, 7])
-    found = scaled_magnitudes(tokens, rows, scale_MK=SCALE, modality_V=MODALITY)
-    assert np.array_equal(found.toarray(), _dense(tokens)[0][rows])
 
 
 @pytest.mark.parametrize("mosaic", [False, True])

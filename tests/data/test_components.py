@@ -9,7 +9,7 @@ import pytest
 from scipy import sparse
 
 from cellxpert.data import components
-from cellxpert.data.components import FactorModel, deviations, factor_model, principal_components
+from cellxpert.data.components import FactorModel, deviations, factor_model, principal_components, scaled_magnitudes
 from cellxpert.data.tokens import Tokens
 
 SCALE = np.array([0.0, 0.5, 0.75, 1.0])
@@ -40,6 +40,16 @@ def _tokens(bins: np.ndarray) -> Tokens:
         pattern=np.zeros(len(bins), np.int32),
         measured_features=np.ones((1, bins.shape[1]), bool),
     )
+
+
+def test_magnitudes_are_those_of_a_loop() -> None:
+    tokens, rows = _tokens(_bins(30, structured=False)), np.array([5, 2, 2, 29, 7])
+    scale = np.stack([SCALE, 3 * SCALE])
+    expected = np.zeros((len(rows), 20))
+    for i, row in enumerate(rows):
+        for k in range(tokens.start[row], tokens.start[row + 1]):
+            expected[i, tokens.feature[k]] = scale[MODALITY[tokens.feature[k]], tokens.bin[k]]
+    assert np.array_equal(scaled_magnitudes(tokens, rows, scale_MK=scale, modality_V=MODALITY).toarray(), expected)
 
 
 def _find(bins: np.ndarray, rows: np.ndarray, *, max_components: int = 19, seed: int = 0):

@@ -14,10 +14,10 @@ import numpy.typing as npt
 from scipy import sparse
 from scipy.sparse.linalg import svds
 
-from cellxpert.data.components import deviations
+from cellxpert.data.components import deviations, scaled_magnitudes
 from cellxpert.data.tokens import Tokens
 
-__all__ = ["Components", "TypeModel", "find_components", "n_replicated", "scaled_magnitudes"]
+__all__ = ["Components", "TypeModel", "find_components", "n_replicated"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -31,14 +31,6 @@ LEAST_VARIANCE = 1e-8
 LEAST_REPLICATED = 0.5
 """Share of its variance that a component must have in cells that it was not found in: along the others the cells that it was found in lie
 far from all labels, and those alone."""
-
-
-def scaled_magnitudes(tokens: Tokens, rows: Ints, *, scale_MK: Floats, modality_V: Ints) -> sparse.csr_matrix:
-    """Return what is read of cells, one row each: the scale of each token's bin in its modality, 0 for a feature without a token."""
-    shape = (tokens.n_cells, len(modality_V))
-    bin_NV = sparse.csr_matrix((tokens.bin, tokens.feature, tokens.start), shape=shape)[rows]
-    scale_T = scale_MK[modality_V[bin_NV.indices], bin_NV.data]
-    return sparse.csr_matrix((scale_T, bin_NV.indices, bin_NV.indptr), shape=bin_NV.shape)
 
 
 @dataclass(frozen=True, eq=False)

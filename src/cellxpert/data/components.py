@@ -22,6 +22,7 @@ __all__ = [
     "factor_model",
     "leading_factors",
     "principal_components",
+    "scaled_magnitudes",
 ]
 
 MAX_COMPONENTS = 50
@@ -103,6 +104,21 @@ def principal_components(
     return usual_V.astype(np.float32), vector_VC.astype(np.float32)
 
 
+def scaled_magnitudes(
+    tokens: Tokens, rows: npt.NDArray[np.int64], *, scale_MK: Floats, modality_V: npt.NDArray[np.int64]
+) -> sparse.csr_matrix:
+    """Return what is read of cells, one row each: the scale of each token's bin in its modality, 0 for a feature without a token."""
+    bin_NV = _bins(tokens, rows, n_features=len(modality_V))
+    scale_T = scale_MK[modality_V[bin_NV.indices], bin_NV.data]
+    return sparse.csr_matrix((scale_T, bin_NV.indices, bin_NV.indptr), shape=bin_NV.shape)
+
+
+def _bins(tokens: Tokens, rows: npt.NDArray[np.int64], *, n_features: int) -> sparse.csr_matrix:
+    """Bins of some cells: nothing is computed of the tokens of all cells, of which an atlas has billions."""
+    shape = (tokens.n_cells, n_features)
+    return sparse.csr_matrix((tokens.bin, tokens.feature, tokens.start), shape=shape)[rows]
+
+
 @dataclass(frozen=True, eq=False)
 class FactorModel:
     """Magnitudes of features as ``centre + deviation * (loading @ z + noise)``, z standard normal, noise of variance ``unique``."""
@@ -148,10 +164,7 @@ def factor_model(
     rng = np.random.default_rng(seed)
     if len(rows) > MAX_CELLS:
         rows = np.sort(rng.choice(rows, MAX_CELLS, replace=False))
-    value_T = level_MK[modality_V[tokens.feature], tokens.bin]
-    shape = (tokens.n_cells, len(modality_V))
-    whole_NV = sparse.csr_array((value_T, tokens.feature, tokens.start), shape=shape)
-    level_NV = whole_NV[rows]
+    level_NV = sparse.csr_array(scaled_magnitudes(tokens, rows, scale_MK=level_MK, modality_V=modality_V))
     group_NX = tokens.pattern[rows][:, None].astype(np.int64)
     if condition_N is not None:
         group_NX = np.concatenate([group_NX, condition_N[rows][:, None]], axis=1)
@@ -178,8 +191,11 @@ def factor_model(
         rng=rng,
     )
     if usual_rows is not None and len(usual_rows):
-        measured_V = tokens.measured_features[tokens.pattern[usual_rows]].sum(axis=0)
-        total_V = np.asarray(whole_NV[usual_rows].sum(axis=0)).ravel()
+        total_V = np.zeros(len(modality_V))
+        for some in np.array_split(usual_rows, len(usual_rows) // MAX_CELLS + 1):
+            total_V += scaled_magnitudes(tokens, some, scale_MK=level_MK, modality_V=modality_V).sum(axis=0).A1
+        n_G = np.bincount(tokens.pattern[usual_rows], minlength=len(tokens.measured_features))
+        measured_V = n_G @ tokens.measured_features
         centre_V = np.where(measured_V > 0, total_V / np.maximum(measured_V, 1), centre_V)
     return FactorModel(*(x.astype(np.float32) for x in (centre_V, deviation_V, loading_VR, unique_V)))
 
@@ -237,8 +253,8 @@ def _shares(
 ) -> tuple[sparse.csr_array, Floats]:
     """Shares of the chosen cells' features, and which modalities each has (1 or 0)."""
     n_modalities = int(modality_V.max()) + 1
-    shape = (tokens.n_cells, len(modality_V))
-    matrix = sparse.csr_array((scale_K[tokens.bin], tokens.feature, tokens.start), shape=shape)[rows]
+    bin_NV = _bins(tokens, rows, n_features=len(modality_V))
+    matrix = sparse.csr_array((scale_K[bin_NV.data], bin_NV.indices, bin_NV.indptr), shape=bin_NV.shape)
     cell = np.repeat(np.arange(len(rows)), np.diff(matrix.indptr))
     at = cell * n_modalities + modality_V[matrix.indices]
     total = np.bincount(at, weights=matrix.data, minlength=len(rows) * n_modalities)

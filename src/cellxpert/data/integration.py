@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from cellxpert.data.cell_types import scaled_magnitudes
+from cellxpert.data.components import scaled_magnitudes
 from cellxpert.data.roles import MEASURED, MODALITIES
 from cellxpert.data.tokens import Tokens
 

@@ -19,9 +19,9 @@ from scipy.special import softmax
 
 from cellxpert.config import LabelLoss
 from cellxpert.data.calibration import Calibration, choose, quantiles_of
-from cellxpert.data.cell_types import Components, TypeModel, find_components, n_replicated, scaled_magnitudes
+from cellxpert.data.cell_types import Components, TypeModel, find_components, n_replicated
 from cellxpert.data.collate import Collator
-from cellxpert.data.components import MAX_CELLS
+from cellxpert.data.components import MAX_CELLS, scaled_magnitudes
 from cellxpert.data.loaders import inference_batches
 from cellxpert.data.splits import folds_of
 from cellxpert.data.tokens import Tokens, shown_features

@@ -15,8 +15,13 @@ from scipy.special import log_softmax
 
 from cellxpert.config import ModelConfig
 from cellxpert.data.calibration import Tissues
-from cellxpert.data.cell_types import scaled_magnitudes
-from cellxpert.data.components import MAX_CELLS, MAX_COMPONENTS, factor_model, principal_components
+from cellxpert.data.components import (
+    MAX_CELLS,
+    MAX_COMPONENTS,
+    factor_model,
+    principal_components,
+    scaled_magnitudes,
+)
 from cellxpert.data.effects import condition_effects, conditions_of
 from cellxpert.data.frequencies import log_bin_frequencies
 from cellxpert.data.perturbations import Assigned, Perturbations
