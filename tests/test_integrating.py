@@ -21,6 +21,7 @@ from cellxpert.errors import (
     CategoryError,
     CellxPertWarning,
     ConfigError,
+    FeatureOverlapError,
     FewCellsError,
     MissingValuesError,
     ModalityError,
@@ -223,6 +224,19 @@ def test_modalities_that_are_not_there_are_named(model: cx.CellxPert, query: MuD
     batch = query.obs["batch"]
     with pytest.raises(ModalityError, match=r"\['protein'\] asked for; model and object share \['rna', 'atac'\]"):
         model.integrate(_made_of({r: query[r].copy() for r in ("rna", "atac")}, batch), modalities=["protein"])
+
+
+def test_modalities_that_are_not_read_cannot_forbid_anything(model: cx.CellxPert, query: MuData) -> None:
+    """Proteins of another panel: next to none is known."""
+    expected = model.integrate(query, modalities=["rna"], inplace=False)
+    other = query["protein"].copy()
+    other.var_names = [f"other {i}" for i in range(other.n_vars)]
+    parts = {"rna": query["rna"].copy(), "atac": query["atac"].copy(), "protein": other}
+    odd = _made_of(parts, query.obs["batch"])
+    with pytest.raises(FeatureOverlapError):
+        model.integrate(odd, inplace=False)
+    found = pd.DataFrame(model.integrate(odd, modalities="rna", inplace=False), index=odd.obs_names)
+    np.testing.assert_array_equal(found.loc[query.obs_names].to_numpy(), expected)
 
 
 # --- batches ---

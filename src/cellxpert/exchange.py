@@ -9,7 +9,7 @@ import contextlib
 import copy
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -57,7 +57,16 @@ __all__ = [
 Data = AnnData | MuData
 
 
-def read(state: TrainedState, data: Data, *, setup: Setup, call: str, inplace: bool, own: bool) -> Tokens:
+def read(
+    state: TrainedState,
+    data: Data,
+    *,
+    setup: Setup,
+    call: str,
+    inplace: bool,
+    own: bool,
+    roles: Collection[str] | None = None,
+) -> Tokens:
     """Check an object in full, and turn its cells into tokens.
 
     Parameters
@@ -74,6 +83,9 @@ def read(state: TrainedState, data: Data, *, setup: Setup, call: str, inplace: b
         Whether the method will write into the object.
     own
         Whether the object is the one that the model was made with, whose findings were told at its setup.
+    roles
+        Modalities to read, without niches, if the object has all of them: how much is known of the others does not matter, and
+        cells may have none. All if None.
 
     Warns
     -----
@@ -86,6 +98,9 @@ def read(state: TrainedState, data: Data, *, setup: Setup, call: str, inplace: b
     notes = setups.validate(data, setup)
     for note in () if own else (*notes, *_other_space(state.setup.spatial, setup.spatial)):
         warnings.warn(note, CellxPertWarning, stacklevel=4)
+    if roles and set(roles) <= set(setup.roles):
+        setup = replace(setup, modalities=tuple(m for m in setup.modalities if m.role in roles), spatial=None)
+        return tokenize(Cells.open(data, setup), state.vocabulary, state.config.tokens)
     tokens = tokenize(Cells.open(data, setup), state.vocabulary, state.config.tokens)
     if n_empty := int((measured_tokens(tokens, state.vocabulary) == 0).sum()):
         text = f"{n_empty} of {tokens.n_cells} cells have no counts in the model's features; their results mean nothing"

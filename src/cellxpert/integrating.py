@@ -73,7 +73,7 @@ class IntegrationMethods(AdapterMethods):
         key_added
             Entry of ``obsm``.
         modalities
-            Roles to read (``["rna"]``); all by default. The others are taken for missing.
+            Roles to read (``["rna"]``); all by default. The others are taken for missing, whatever is in them.
         per_modality
             Also place cells by each modality alone, in ``obsm[f"{key_added}_{role}"]``.
         new_batches
@@ -118,7 +118,8 @@ class IntegrationMethods(AdapterMethods):
         state, space = _require_integration(self._trained())
         if new_batches not in NEW_BATCHES:
             raise ConfigError("integrate(new_batches=)", found=repr(new_batches), fix=f"use one of {list(NEW_BATCHES)}")
-        data, tokens = self._read(mdata, "integrate", inplace=inplace)
+        asked = (modalities,) if isinstance(modalities, str) else modalities
+        data, tokens = self._read(mdata, "integrate", inplace=inplace, roles=asked)
         roles = _chosen_roles(state, tokens, modalities)
         readings = {key_added: roles} | ({f"{key_added}_{role}": (role,) for role in roles} if per_modality else {})
         batch_N = _batches_of(state, data, setup=self._setup_for(data), new_batches=new_batches)
@@ -140,7 +141,7 @@ class IntegrationMethods(AdapterMethods):
         if not inplace:
             return arrays if per_modality else arrays[key_added]
         known = () if batch_N is None or space.shifts is None else sorted(set(batch_N) & set(space.shifts.names))
-        asked = {
+        entry = {
             "modalities": list(roles),
             "new_batches": new_batches,
             "known_batches": list(known),
@@ -148,7 +149,7 @@ class IntegrationMethods(AdapterMethods):
         }
         for key, array in arrays.items():
             write_obsm(data, key, array)
-        record(data, "integrate", key=key_added, entry=self._record(tokens, started) | asked)
+        record(data, "integrate", key=key_added, entry=self._record(tokens, started) | entry)
         return None
 
     def impute(
@@ -285,12 +286,22 @@ class IntegrationMethods(AdapterMethods):
         model._setup = setups.query_setup(self._trained().setup, data)
         return model
 
-    def _read(self, data: Data | None, call: str, *, inplace: bool) -> tuple[Data, Tokens]:
-        """Check an object and turn its cells into tokens."""
+    def _read(
+        self, data: Data | None, call: str, *, inplace: bool, roles: Collection[str] | None = None
+    ) -> tuple[Data, Tokens]:
+        """Check an object and turn its cells into tokens; of some of its modalities alone, if roles are named."""
         state = self._trained()
         data = self._own_data() if data is None else table_of(data)
-        own = data is self._data
-        return data, exchange.read(state, data, setup=self._setup_for(data), call=call, inplace=inplace, own=own)
+        tokens = exchange.read(
+            state,
+            data,
+            setup=self._setup_for(data),
+            call=call,
+            inplace=inplace,
+            own=data is self._data,
+            roles=roles,
+        )
+        return data, tokens
 
     def _setup_for(self, data: Data) -> Setup:
         """How the model's own object is read, or one that it was not made with: that may have what the own one lacks."""

@@ -115,7 +115,9 @@ class StateMethods:
         if self._state is None:
             return "\n".join([*lines, "not trained: call train()"])
         state = self._state
-        lines.append(f"trained {len(state.history)} epochs: {state.network.n_parameters():,} parameters")
+        # of an adapter in use, the history is its own
+        n_epochs = len(self._base_state().history)
+        lines.append(f"trained {n_epochs} epochs: {state.network.n_parameters():,} parameters")
         lines.append(f"features: {state.vocabulary.n_features}; labels: {len(state.labels)}")
         if self._adapters:
             names = ", ".join(adapter.name for adapter in self._adapters)
