@@ -299,6 +299,12 @@ def test_a_fresh_adapter_is_the_model_itself(base, cells):
     assert summary.n_parameters == own + model._trained().network.n_parameters()
 
 
+def test_the_model_says_how_long_it_was_trained_itself(adapted):
+    for name in ("lineage", None):
+        adapted.set_adapter(name)
+        assert "trained 2 epochs" in repr(adapted)
+
+
 def test_results_say_which_adapter_gave_them(adapted, cells):
     copy = cells.copy()
     for name, recorded in ((None, None), ("lineage", "lineage")):
