@@ -224,6 +224,14 @@ def test_few_labelled_cells_are_said_to_leave_labels_without_a_calibration(model
     assert tuned._trained().calibration is None
 
 
+def test_without_labels_nothing_is_steered(model, cells, tmp_path):
+    own = cells.copy()
+    cx.CellxPert.setup_anndata(own)
+    tuned = _copy(model, tmp_path)
+    tuned.finetune(own, max_epochs=1, label_gradient=1.0, progress_bar=False)
+    assert not tuned._trained().steered
+
+
 def test_that_labels_once_steered_what_is_below_them_is_not_forgotten(model, cells, tmp_path):
     """Training cells stay known to such a network, whatever it is trained with next: validation cells alone are new to it."""
     own = cells.copy()

@@ -68,6 +68,10 @@ class LabelTask:
             components=components,
         )
 
+    def steers(self, rows: Ints, gradient: float) -> bool:
+        """Say whether labels train what is below the head, where some of these cells train and this share of the gradient passes."""
+        return gradient > 0 and bool((self.code_N[rows] != IGNORE).any())
+
     def objective(self, rows: Ints, settings: TrainingConfig) -> LabelObjective:
         """How labels count while a network trains on some of the cells."""
         code_N = self.code_N[rows]

@@ -256,15 +256,15 @@ def learn(
         kept_G = np.array([gene in learned_targets for gene in perturbations.targets], bool)
         start_interventions(network, tokens, rows=rows["train"], assigned=assigned, kept_G=kept_G)
     settings = arguments.settings(config.training, n_train=len(rows["train"]))
-    tissue_task = None
-    if tissues is not None and adapter is None:
-        tissue_task = LabelTask.of(cells, tissues.names, train_rows=rows["train"], tissues=True)
+    task = LabelTask.of(cells, classes, train_rows=rows["train"], components=components)
+    steered = steered or (task is not None and task.steers(rows["train"], config.network.label_gradient))
+    names = () if tissues is None or adapter is not None else tissues.names
     told, calibration, tissue_calibration = _run(
         network,
         tokens,
         rows=rows,
-        task=LabelTask.of(cells, classes, train_rows=rows["train"], components=components),
-        tissue_task=tissue_task,
+        task=task,
+        tissue_task=LabelTask.of(cells, names, train_rows=rows["train"], tissues=True),
         assigned=assigned,
         batch_N=batch_codes(cells, batches),
         config=config,
@@ -272,7 +272,7 @@ def learn(
         arguments=arguments,
         fingerprint=_fingerprint(config, settings, vocabulary, classes, split, arguments) | _said_of(adapter),
         fit_labels=fit_labels or config.network.label_gradient == 0,
-        steered=(steered := steered or config.network.label_gradient > 0),
+        steered=steered,
         fit_responses=adapter is None,
     )
     if adapter is None:
