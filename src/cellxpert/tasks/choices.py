@@ -71,9 +71,10 @@ def start_cells(job: Screen, request: Request, rows: Ints) -> Ints:
 def common_sites(job: Screen, rows: Ints) -> Sites | None:
     """Choose sites that all perturbations of a screen share, and with them the null.
 
-    None where they cannot: regulators differ from gene to gene, or without all genes of the screen too few features are left.
+    None where they cannot: regulators differ from gene to gene, without all genes of the screen too few features are left, or genes
+    are held: one that another request holds must be free to respond here.
     """
-    if job.asked.regulators is not None:
+    if job.asked.regulators is not None or (job.target == "zero-shot" and len(job.requests) > 1):
         return None
     n_features = int((measured(job.collator, rows).any(axis=0) & ~job.niche_V).sum())
     found = _sites(job, job.requests, rows)
