@@ -44,7 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "base": {"data", "terms"},
     "terms": {"data", "ontology", "keys"},
     "state": {"adapters", "checkpoint", "config", "data", "training"},
-    "adapting": {"adapters", "checkpoint", "config", "files", "nn", "state", "training"},
+    "adapting": {"adapters", "checkpoint", "config", "data", "files", "nn", "state", "training"},
     "integrating": {"adapting", "checkpoint", "data", "exchange", "keys", "tasks"},
     "model": {
         "adapting",

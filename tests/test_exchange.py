@@ -61,12 +61,12 @@ def test_subjects(screened, knockouts):
     state = screened._state
     cells = Cells.open(knockouts, screened._setup)
     tokens = read(screened, knockouts)
-    split = pd.Series(np.where(np.arange(knockouts.n_obs) % 3, "train", "validation"))
-    found = exchange.subjects_of(state, cells, tokens, groupby="cell_type", split=split)
+    known = np.arange(knockouts.n_obs) % 3 > 0
+    found = exchange.subjects_of(state, cells, tokens, groupby="cell_type", known=known)
     assert list(found.names) == knockouts.obs_names.tolist()
     assert list(found.condition) == knockouts.obs["perturbation"].tolist()
     assert list(found.group) == knockouts.obs["cell_type"].tolist()
-    assert found.known.tolist() == [bool(i % 3) for i in range(knockouts.n_obs)]
+    assert found.known is known
     # genes that were set are not read where they were
     gene = state.vocabulary.names.index(GENE)
     knocked = np.flatnonzero(knockouts.obs["perturbation"] == GENE)
@@ -74,7 +74,7 @@ def test_subjects(screened, knockouts):
     assert not any(gene in seen.feature[seen.start[i] : seen.start[i + 1]] for i in knocked)
     assert any(gene in tokens.feature[tokens.start[i] : tokens.start[i + 1]] for i in knocked)
     plain = exchange.subjects_of(
-        state, Cells.open(knockouts, replace(screened._setup, perturbation_key=None)), tokens, groupby=None, split=None
+        state, Cells.open(knockouts, replace(screened._setup, perturbation_key=None)), tokens, groupby=None, known=None
     )
     assert (plain.condition, plain.known, plain.group) == (None, None, None)
     assert plain.collator.tokens is tokens
@@ -126,7 +126,7 @@ def predicted(model, data, genes, *, groupby=None):
     tokens = exchange.read(state, data, setup=model._setup, call="test", inplace=False, own=True)
     settings = cx.config.SteeringConfig(n_cells=12, n_movable=8, min_cells=5)
     asked = Asked(genes=genes, settings=settings, n_chains=2, n_steps=20)
-    subjects = exchange.subjects_of(state, cells, tokens, groupby=groupby, split=None)
+    subjects = exchange.subjects_of(state, cells, tokens, groupby=groupby, known=None)
     job = make_screen(
         asked, subjects, network=state.network, vocabulary=state.vocabulary, perturbations=state.perturbations
     )

@@ -306,3 +306,142 @@ def test_plots_of_a_result(screened, tmp_path):
         assert cx.pl.similarity(result) is not None
     finally:
         pyplot.close("all")
+
+
+# --- what a prediction must not depend on -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", ["zero-shot", "learned"])
+def test_genes_of_a_screen_respond_to_one_another(screened, target):
+    """In a zero-shot screen other genes were once held as well, so that they could not."""
+    genes = ["gene_00", "gene_05", "gene_09"]
+    together = perturb(screened, genes, target=target, inplace=False).table
+    off = together[together["variable"].isin(genes) & ~together["is_target"]]
+    assert (off["effect"] != 0).all()
+    if target == "zero-shot":  # each has its own null there, and so is what it is alone
+        for gene in genes:
+            alone = perturb(screened, gene, target=target, inplace=False).table
+            pd.testing.assert_frame_equal(
+                together[together["perturbation"] == gene].reset_index(drop=True), alone, check_exact=True
+            )
+
+
+@pytest.mark.filterwarnings("ignore:perturb. chains")
+def test_the_null_of_anchored_chains_is_the_models_own_law(screened):
+    """Without the model's part, chains that nothing steers are uniform: no cells to compare with."""
+    nulls = {}
+    for name, more in {"own": {}, "weight": {"weight": 0.0}, "part": {"part": "none"}}.items():
+        settings = cx.config.SteeringConfig(n_cells=12, n_movable=8, min_cells=5, kernel="block", kappa=0.05, **more)
+        result = perturb(screened, target="anchored", steering=settings, inplace=False)
+        nulls[name] = result.table["null_effect"]
+    assert nulls["weight"].equals(nulls["own"])
+    assert nulls["part"].equals(nulls["own"])
+
+
+@pytest.mark.filterwarnings("ignore:perturb. chains")
+def test_every_kernel_heeds_the_weight(screened):
+    found = [
+        perturb(
+            screened,
+            target="anchored",
+            steering=cx.config.SteeringConfig(
+                n_cells=12, n_movable=8, min_cells=5, kernel="suffix", kappa=0.05, weight=weight
+            ),
+            inplace=False,
+        )
+        for weight in (1.0, 0.5)
+    ]
+    assert not effects(found[0]).equals(effects(found[1]))
+    assert found[0].table["null_effect"].equals(found[1].table["null_effect"])
+
+
+def test_an_effect_is_small_where_the_dose_is(screened):
+    sizes = {}
+    for fold in (0.0, 0.5, 0.999, 1.0, 1.001):
+        table = perturb(screened, {GENE: ("fold", fold)}, inplace=False).table
+        sizes[fold] = table.loc[~table["is_target"], "effect"].abs().mean()
+    assert sizes[1.0] == 0
+    assert sizes[0.999] < 0.01 * sizes[0.0]
+    assert sizes[1.001] < 0.01 * sizes[0.0]
+    assert sizes[0.999] < sizes[0.5] < sizes[0.0]
+
+
+def test_what_is_known_of_another_dose_is_no_baseline(screened):
+    usual = {"no_change", "gauss_conditional", "perturbed_mean", "linear"}
+    assert set(perturb(screened, inplace=False).baselines["baseline"]) == usual
+    assert set(perturb(screened, {GENE: ("fold", 0)}, inplace=False).baselines["baseline"]) == usual
+    other = perturb(screened, {GENE: "overexpression"}, inplace=False).baselines
+    assert set(other["baseline"]) == {"no_change", "gauss_conditional"}
+
+
+def test_a_bin_is_held_at_its_level_in_baselines_too(screened):
+    settings = cx.config.SteeringConfig(n_cells=12, n_movable=8, min_cells=5, target_sum=1e6)
+    result = perturb(screened, {GENE: ("bin", 30)}, target="zero-shot", steering=settings, inplace=False)
+    mine = result.baselines[result.baselines["variable"] == GENE].set_index("baseline")["effect"]
+    assert mine["gauss_conditional"] > 1
+
+
+def test_few_perturbed_cells_are_no_anchors(screened, rna):
+    own = np.flatnonzero(rna.obs["perturbation"] == GENE)
+    few = rna[np.setdiff1d(np.arange(rna.n_obs), own[3:])].copy()
+    with pytest.raises(FewCellsError, match="3 training cells of this condition"):
+        perturb(screened, mdata=few, target="anchored", inplace=False)
+
+
+# --- names and files of others ------------------------------------------------------------------------------------------
+
+
+def test_layers_of_the_user_are_not_overwritten(screened, rna):
+    rna.layers["counts"], rna.layers["mine"] = rna.X.copy(), rna.X.copy()
+    cx.CellxPert.setup_anndata(rna, layer="counts", perturbation_key="perturbation")
+    before = {name: rna.layers[name].copy() for name in ("counts", "mine")}
+    for name in before:
+        with pytest.raises(ConfigError, match="layers of .* that hold something else"):
+            perturb(screened, mdata=rna, key_added=name)
+        assert (rna.layers[name] != before[name]).nnz == 0
+    perturb(screened, mdata=rna, key_added="out")
+    perturb(screened, mdata=rna, key_added="out")  # its own is written again
+
+
+@pytest.mark.filterwarnings("ignore:perturb. chains")
+def test_a_loaded_model_goes_on_with_a_screen(screened, tmp_path):
+    """It knows which cells it was trained on, whose anchors and baselines these are, in whatever order they are."""
+    genes, folder = [GENE, "gene_05"], tmp_path / "screen"
+    first = perturb(screened, genes, inplace=False, resume=folder)
+    screened.save(tmp_path / "model")
+    with set_options(pull_on_update=False):
+        copy = screened._data.copy()
+    loaded = cx.CellxPert.load(tmp_path / "model", copy)
+    again = perturb(loaded, genes, inplace=False, resume=folder)
+    pd.testing.assert_frame_equal(again.table, first.table)
+    anchored = [perturb(m, target="anchored", inplace=False).table for m in (screened, loaded)]
+    pd.testing.assert_frame_equal(*anchored, check_exact=True)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".json"])
+def test_a_damaged_condition_is_done_again(screened, tmp_path, suffix):
+    first = perturb(screened, inplace=False, resume=tmp_path)
+    (file,) = tmp_path.glob(f"condition-*{suffix}")
+    file.write_bytes(file.read_bytes()[:40])
+    again = perturb(screened, inplace=False, resume=tmp_path)
+    pd.testing.assert_frame_equal(again.table, first.table)
+    (tmp_path / "screen.json").write_text("{")
+    with pytest.raises(ResumeError, match="screen.json, which says of which screen it is, is damaged"):
+        perturb(screened, inplace=False, resume=tmp_path)
+
+
+def test_records_say_who_could_not_respond_and_of_which_groups(screened, rna):
+    perturb(screened, mdata=rna, regulators={GENE: ["gene_03", "gene_02"]}, groupby="cell_type", key_added="held")
+    entry = rna.uns["cellxpert_info"]["perturb"]["held"]
+    assert entry["regulators"].values.tolist() == [[GENE, "gene_02"], [GENE, "gene_03"]]
+    assert entry["groupby"] == "cell_type"
+    assert entry["target_embedding"] is False
+
+
+def test_chains_say_how_far_they_differ(screened):
+    result = perturb(screened, n_chains=3, inplace=False)
+    table, draws = result.table.set_index("variable"), result.draws[GENE, "all"]
+    expected = draws["effect"].mean(axis=1).std(axis=0, ddof=1) / np.sqrt(3)
+    here = np.isin(draws["genes"], table.index)  # proteins move too, and are in no table of genes
+    np.testing.assert_allclose(table.loc[draws["genes"][here], "se_chains"].to_numpy(), expected[here])
+    assert table.loc[~table["is_movable"], "se_chains"].isna().all()

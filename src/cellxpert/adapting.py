@@ -8,9 +8,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+import numpy.typing as npt
+from anndata import AnnData
+from mudata import MuData
+
 from cellxpert.adapters import Adapter, AdapterSummary, read_adapter, require_name, write_adapter
 from cellxpert.checkpoint import TrainedState, components_of, weights_hash
 from cellxpert.config import AdapterConfig, ModelConfig
+from cellxpert.data.splits import TrainedOn
 from cellxpert.errors import AdapterError, ConfigError
 from cellxpert.files import folder_of, staged_folder
 from cellxpert.nn.network import Network
@@ -285,6 +291,27 @@ class AdapterMethods(StateMethods):
         self._base = None if name is None else base
         state.network.to(self._device)
 
+    def _settle(self, learned: Learned) -> None:
+        """Make what was learned the model's state."""
+        self._learned = learned
+        self._state = TrainedState(
+            config=self._config,
+            setup=self._setup,
+            vocabulary=learned.vocabulary,
+            labels=learned.labels,
+            network=learned.network,
+            history=learned.history,
+            seed=self._seed,
+            perturbations=learned.perturbations,
+            calibration=learned.calibration,
+            tissues=learned.tissues,
+            batches=learned.batches,
+            integration=learned.integration,
+            steered=learned.steered,
+            trained_on=TrainedOn.of(learned.split),
+        )
+        self._state.network.to(self._device)
+
     def _settle_adapter(self, adapter: Adapter, learned: Learned) -> None:
         """Keep what an adapter learned, and use it."""
         assert learned.tensors is not None
@@ -306,6 +333,13 @@ class AdapterMethods(StateMethods):
         """Take over what a saved model had."""
         self._adapters = adapters
         self.set_adapter(active)
+
+    def _trained_cells(self, data: AnnData | MuData) -> npt.NDArray[np.bool_] | None:
+        """Which cells of the object it was trained on, an adapter in use too; None where that is not known."""
+        if self._learned is not None and data is self._data:
+            return TrainedOn.of(self._learned.split).known(data.obs_names)
+        trained_on = self._trained().trained_on
+        return None if trained_on is None else trained_on.known(data.obs_names)
 
     def _summary(self, adapter: Adapter) -> AdapterSummary:
         network = _with_head(self._base_state(), adapter)

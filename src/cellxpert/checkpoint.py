@@ -23,6 +23,7 @@ from cellxpert.data.cell_types import Components
 from cellxpert.data.integration import Integration
 from cellxpert.data.perturbations import Perturbations
 from cellxpert.data.record import Setup
+from cellxpert.data.splits import TrainedOn
 from cellxpert.data.vocabulary import Vocabulary
 from cellxpert.errors import (
     CheckpointError,
@@ -89,6 +90,8 @@ class TrainedState:
     """Where integrated cells stand; None: saved by a version that did not know."""
     steered: bool = False
     """Whether labels trained what is below the label head."""
+    trained_on: TrainedOn | None = None
+    """Which cells of its object it was trained on; None: saved by a version that did not know."""
 
 
 def _tensors(network: Network) -> dict[str, torch.Tensor]:
@@ -155,6 +158,7 @@ def save_state(
             "setup": state.setup.to_dict(),
             "labels": list(state.labels),
             "steered": state.steered,
+            "trained_on": None if state.trained_on is None else state.trained_on.to_dict(),
             "seed": state.seed,
             "perturbations": None if state.perturbations is None else state.perturbations.to_dict(),
             "calibration": None if state.calibration is None else state.calibration.to_dict(),
@@ -247,6 +251,8 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
             integration = Integration.of(placed, read_arrays(folder / INTEGRATION))
             if (n_read := len(integration.reading.usual_V)) != vocabulary.n_features:
                 raise ValueError(f"an integration of {n_read} features, of {vocabulary.n_features}")
+        seen_cells = config.get("trained_on")
+        trained_on = None if seen_cells is None else TrainedOn.from_dict(seen_cells)
         tissues = None
         if (told := config.get("tissues")) is not None:
             tissues = Tissues(names=label_names(told["names"]), temperature=float(told["temperature"]))
@@ -293,6 +299,7 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
         batches=batches,
         integration=integration,
         steered=steered,
+        trained_on=trained_on,
     )
 
 

@@ -353,7 +353,10 @@ class SteeringConfig:
             self.distance in distances, "SteeringConfig.distance", self.distance, f"use one of {sorted(distances)}"
         )
         for name in ("n_movable", "n_cells", "min_cells", "block_size", "n_tries", "n_anchors"):
-            _require(getattr(self, name) >= 1, f"SteeringConfig.{name}", getattr(self, name), "give at least 1")
+            value = getattr(self, name)
+            _require(
+                type(value) is int and value >= 1, f"SteeringConfig.{name}", value, "give a whole number, at least 1"
+            )
         for name in ("temperature", "draws_per_step", "target_sum"):
             _require(getattr(self, name) > 0, f"SteeringConfig.{name}", getattr(self, name), "give a positive number")
         _require(0 <= self.mix < 1, "SteeringConfig.mix", self.mix, "use [0, 1)")

@@ -9,7 +9,7 @@ import contextlib
 import copy
 import time
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -50,6 +50,7 @@ __all__ = [
     "on_cpu",
     "progress",
     "read",
+    "require_free_layers",
     "subjects_of",
     "write_perturbation",
 ]
@@ -142,7 +143,7 @@ def collate(state: TrainedState, tokens: Tokens) -> Collator:
 
 
 def subjects_of(
-    state: TrainedState, cells: Cells, tokens: Tokens, *, groupby: str | None, split: pd.Series | None
+    state: TrainedState, cells: Cells, tokens: Tokens, *, groupby: str | None, known: npt.NDArray[np.bool_] | None
 ) -> Subjects:
     """Say what is known of each cell that a perturbation starts from or is compared with.
 
@@ -152,8 +153,8 @@ def subjects_of(
         The model, the object's cells, and their tokens.
     groupby
         Column with the groups.
-    split
-        Part of each cell, if the model was trained on this object: only training cells are compared with.
+    known
+        Which cells the model was trained on, if it was on this object: only these are compared with.
     """
     conditions = cells.conditions()
     if conditions is not None and state.perturbations is not None:
@@ -163,7 +164,7 @@ def subjects_of(
         names=[str(name) for name in cells.obs_names],
         control=cells.setup.control_category,
         condition=None if conditions is None else list(conditions),
-        known=None if split is None else (split == "train").to_numpy(),
+        known=known,
         group=None if groupby is None else list(as_categories(cells.obs(groupby), key=groupby)),
     )
 
@@ -227,6 +228,38 @@ def describe(state: TrainedState, tokens: Tokens, *, started: float, device: str
     }
 
 
+def require_free_layers(
+    data: Data, cells: Cells, names: Sequence[str], *, role: str, call: str, key: str, usual: str
+) -> None:
+    """Refuse to write layers over one that the setup reads, or over others than those of an earlier call.
+
+    Parameters
+    ----------
+    data, cells
+        The object, and its cells.
+    names
+        The layers; the first has the name that was asked for.
+    role
+        The modality.
+    call, key
+        Of the record that an earlier call left.
+    usual
+        A name that nobody else gives to layers.
+
+    Raises
+    ------
+    ConfigError
+        If there is one.
+    """
+    if role not in cells.roles:
+        return
+    own = names[0] == usual or recorded(data, call, key=key)
+    layers, read = cells.adata(role).layers, cells.setup.modality(role).layer
+    if taken := [name for name in names if name == read or (name in layers and not own)]:
+        found = f"layers of {cells.where(role)} that hold something else: {taken}"
+        raise ConfigError(f"{call}, name of the layer", found=found, fix="choose another name")
+
+
 def write_perturbation(
     data: Data,
     cells: Cells,
@@ -253,8 +286,14 @@ def write_perturbation(
         "n_chains": int(result.conditions["n_chains"].iloc[0]),
         "seed": asked.seed,
         "propagate": result.surroundings is not None,
+        "target_embedding": asked.embedding is not None,
         "steering": settings,
     }
+    if asked.groupby is not None:
+        arguments["groupby"] = asked.groupby
+    if asked.regulators is not None:
+        pairs = [(gene, name) for gene, names in asked.regulators.items() for name in sorted(names)]
+        tables["regulators"] = pd.DataFrame(pairs, columns=["gene", "regulator"])
     # readers of HDF5 and Zarr want text as index
     tables = {name: table.set_axis(table.index.astype(str)) for name, table in tables.items()}
     record(data, "perturb", key=key, entry=entry | arguments | tables)

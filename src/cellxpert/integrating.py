@@ -211,6 +211,17 @@ class IntegrationMethods(AdapterMethods):
         data, tokens = self._read(mdata, "impute", inplace=inplace)
         here = setups.query_setup(self._setup_for(data), data)
         role = _imputed_role(state, space, tokens, modality, setups_of=(state.setup, self._setup, here))
+        if inplace:
+            names = [f"{layer_added}{end}" for end in ("", "_lower", "_upper")]
+            exchange.require_free_layers(
+                data,
+                Cells.open(data, here),
+                names,
+                role=role,
+                call="impute",
+                key=f"{layer_added}_{role}",
+                usual=keys.IMPUTED,
+            )
         values = impute(space, tokens, role=role, modality_V=_modality_V(state), coverage=coverage)
         result = _impute_result(state, tokens, values, role=role, coverage=coverage, index=data.obs_names)
         if not inplace:

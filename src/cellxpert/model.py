@@ -292,26 +292,6 @@ class CellxPert(SetupMethods, IntegrationMethods):
         else:
             self._settle_adapter(own, learned)
 
-    def _settle(self, learned: Learned) -> None:
-        """Make what was learned the model's state."""
-        self._learned = learned
-        self._state = TrainedState(
-            config=self._config,
-            setup=self._setup,
-            vocabulary=learned.vocabulary,
-            labels=learned.labels,
-            network=learned.network,
-            history=learned.history,
-            seed=self._seed,
-            perturbations=learned.perturbations,
-            calibration=learned.calibration,
-            tissues=learned.tissues,
-            batches=learned.batches,
-            integration=learned.integration,
-            steered=learned.steered,
-        )
-        self._state.network.to(self._device)
-
     # --- results ---
 
     def get_latent(
@@ -568,7 +548,8 @@ class CellxPert(SetupMethods, IntegrationMethods):
             causes and consequences alike. ``"auto"``: ``"learned"`` where perturbed cells were trained on, else
             ``"zero-shot"``.
         n_chains
-            Chains per start cell; 4 by default. Fewer than 2 leave R-hat unknown.
+            Chains per start cell; 4 by default. With fewer than 2, R-hat of chains that steer is unknown (draws that do not depend on one
+            another have none to be wrong).
         seed
             Seed of the chains; the model's by default.
         key_added
@@ -634,17 +615,21 @@ class CellxPert(SetupMethods, IntegrationMethods):
             n_steps=n_steps,
             target=target,
             n_chains=n_chains,
-            seed=self._seed if seed is None else int(seed),
+            seed=self._seed if seed is None else seed,
             settings=SteeringConfig() if steering is None else steering,
             regulators=regulators,
             embedding=target_embedding,
+            groupby=groupby,
             folder=None if resume is None else Path(resume),
         )
         cells = Cells.open(data, setups.query_setup(self._setup_for(data), data))
-        split = self._learned.split if self._learned is not None and data is self._data else None
+        if inplace:
+            exchange.require_free_layers(
+                data, cells, [key_added], role="rna", call="perturb", key=key_added, usual=keys.PERTURBED
+            )
         job = make_screen(
             asked,
-            exchange.subjects_of(state, cells, tokens, groupby=groupby, split=split),
+            exchange.subjects_of(state, cells, tokens, groupby=groupby, known=self._trained_cells(data)),
             network=exchange.on_cpu(state.network),
             vocabulary=state.vocabulary,
             perturbations=state.perturbations,

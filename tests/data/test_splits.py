@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -11,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellxpert.data.splits import (
+    PARTS,
+    TrainedOn,
     column_split,
     folds_of,
     group_split,
@@ -221,3 +224,23 @@ def test_names_of_parts_are_told_from_groups(values, expected):
 def test_a_lacking_part_is_named(values, fix):
     with pytest.raises(SplitError, match=fix):
         column_split(values, where="obs['split']")
+
+
+@given(st.lists(st.tuples(st.text(min_size=1, max_size=4), st.sampled_from(PARTS)), unique_by=lambda x: x[0]))
+def test_an_object_is_known_again_in_any_order(cells):
+    split = pd.Series(
+        [part for _, part in cells], index=pd.Index([name for name, _ in cells], dtype=object), dtype=object
+    )
+    trained_on = TrainedOn.from_dict(json.loads(json.dumps(TrainedOn.of(split).to_dict())))
+    turned = split.iloc[::-1]
+    assert trained_on.known(turned.index).tolist() == [part == "train" for part in turned]
+    assert trained_on.known(turned.index.append(pd.Index(["another one"]))) is None
+    if len(split):
+        assert trained_on.known(pd.Index(["another one", *split.index[1:]])) is None
+
+
+def test_damaged_records_of_cells_are_refused():
+    whole = TrainedOn.of(pd.Series(["train"] * 20, index=[f"c{i}" for i in range(20)])).to_dict()
+    for wrong in ({"n_cells": 99}, {"train": "!"}, {"train": None}):
+        with pytest.raises((TypeError, ValueError)):
+            TrainedOn.from_dict(whole | wrong)

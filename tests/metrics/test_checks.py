@@ -47,7 +47,7 @@ def test_series_are_paired_by_cell():
     assert accuracy(true.to_numpy(), pred.to_numpy()) == 0
     assert accuracy(true, pred.to_numpy()) == 0  # one of the two says nothing of cells
     for other in (pred.set_axis(list("zxw")), pd.concat([pred[:2], pred[:1]])):
-        with pytest.raises(MetricError, match="indices do not name the same cells"):
+        with pytest.raises(MetricError, match="indices do not name the same things"):
             accuracy(true, other)
 
 
@@ -74,3 +74,14 @@ def test_kept_genes():
 
 def test_unit_rows():
     np.testing.assert_allclose(unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]])), [[0.6, 0.8], [0, 0]])
+
+
+def test_tables_are_paired_by_name():
+    truth = pd.DataFrame([[1.0, 2, 3], [4, 5, 6]], index=["p", "q"], columns=list("abc"))
+    turned = truth.loc[["q", "p"], ["c", "a", "b"]]
+    prediction, expected = same_shape(turned, truth)
+    assert np.array_equal(prediction, expected)
+    assert np.array_equal(same_shape(turned.to_numpy(), truth)[0], turned.to_numpy())  # one of them has no names
+    for other in (turned.rename(columns={"a": "d"}), turned.loc[["q", "q"]]):
+        with pytest.raises(MetricError, match="two tables whose (columns|index) differ"):
+            same_shape(other, truth)

@@ -326,3 +326,15 @@ def test_bad_arrays():
         metrics.energy_distance(np.ones((2, 3)), np.ones((2, 2)))
     with pytest.raises(MetricError, match="n_conditions"):
         metrics.discrimination_chance(0)
+
+
+def test_a_prediction_that_sets_its_targets_and_nothing_else_is_at_chance():
+    """What is left beside the targets is rounding, which has a direction too."""
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(6, 30))
+    predicted = rng.normal(size=(6, 30)) * 1e-9
+    own = np.zeros((6, 30), bool)
+    own[np.arange(6), np.arange(6)] = True
+    predicted[own] = -3.0
+    found = metrics.discrimination_score(predicted, true, exclude=own.any(axis=0))
+    np.testing.assert_allclose(found, metrics.discrimination_chance(6))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
@@ -166,3 +167,25 @@ def test_bootstrap_interval_refuses():
         metrics.bootstrap_interval([np.nan, 0.6])
     with pytest.raises(MetricError, match="level"):
         metrics.bootstrap_interval([0.5], level=95)
+
+
+def test_targets_are_found_in_the_names_that_predictions_have():
+    genes = ["A", "B", "C(x)"]
+    names = ["A(knockdown 0.5)", "A + B", "B(overexpression)+A", "C(x)", "D(fold 2)", "A(fold 1e-05)"]
+    expected = [[1, 0, 0], [1, 1, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0]]
+    assert metrics.target_mask(names, genes).astype(int).tolist() == expected
+
+
+def test_scores_are_paired_by_condition():
+    scores, rival = pd.Series([1.0, 2.0], ["a", "b"]), pd.Series([2.0, 1.0], ["b", "a"])
+    assert metrics.bootstrap_interval(scores, rival=rival)["mean"] == 0
+    assert metrics.bootstrap_interval(scores, rival=rival)["high"] == 0
+    with pytest.raises(MetricError, match="indices do not name the same"):
+        metrics.bootstrap_interval(scores, rival=rival.rename({"a": "c"}))
+
+
+def test_numbers_that_mean_nothing_are_refused():
+    with pytest.raises(MetricError, match=r"top_genes\(n=\)"):
+        metrics.top_genes(np.ones((2, 3)), n=-1)
+    with pytest.raises(MetricError, match="one condition per cell"):
+        metrics.noise_ceiling(np.ones((4, 2)), ["a", "a"], lambda p, t: np.zeros(1), order=["a"])

@@ -35,7 +35,9 @@ def subjects(screened: cx.CellxPert) -> Subjects:
     state, data = screened._state, screened._data
     cells = Cells.open(data, screened._setup)
     tokens = exchange.read(state, data, setup=screened._setup, call="test", inplace=False, own=True)
-    return exchange.subjects_of(state, cells, tokens, groupby="cell_type", split=screened._learned.split)
+    return exchange.subjects_of(
+        state, cells, tokens, groupby="cell_type", known=(screened._learned.split == "train").to_numpy()
+    )
 
 
 @pytest.fixture(scope="session")

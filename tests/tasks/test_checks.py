@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cellxpert.config import SteeringConfig
 from cellxpert.data.collate import Collator
 from cellxpert.data.perturbations import Perturbations
 from cellxpert.errors import CellxPertError, ConfigError, ControlError, FewCellsError, GeneError, InterventionError
@@ -276,3 +277,48 @@ def test_nothing_is_written_by_a_call_that_is_refused(make_job, tmp_path):
     with pytest.raises(GeneError):
         make_job("nothing", folder=folder)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    ("regulators", "words"),
+    [
+        ({"gene_O0": ["gene_01"]}, "did you mean 'gene_"),
+        ({"gene_00": ["gene_O1"]}, "'gene_O1', which is no regulator"),
+        ({"gene_00": None}, "regulators="),
+    ],
+)
+def test_regulators_that_name_nothing_are_refused(make_job, regulators, words):
+    with pytest.raises((GeneError, InterventionError), match=words):
+        make_job("gene_00", regulators=regulators)
+
+
+def test_of_many_regulators_some_may_be_unknown(make_job):
+    """As those of a table of the whole genome are."""
+    assert make_job("gene_00", regulators={"gene_00": ["gene_01", "TP53"]}).asked.regulators
+
+
+@pytest.mark.parametrize("seed", [-1, 1.7, True, "0"])
+def test_seeds_are_whole_numbers(make_job, seed):
+    with pytest.raises(InterventionError, match="seed="):
+        make_job("gene_00", seed=seed)
+
+
+def test_settings_are_settings(make_job):
+    with pytest.raises(ConfigError, match="SteeringConfig"):
+        make_job("gene_00", settings={"n_cells": 5})
+    with pytest.raises(ConfigError, match="n_cells"):
+        SteeringConfig(n_cells=12.5)
+
+
+def test_a_dose_without_bounds_is_refused(make_job):
+    with pytest.raises(InterventionError, match="a fold is at most 1000"):
+        make_job({"gene_00": ("fold", 1e308)})
+
+
+def test_cells_without_genes_are_no_anchors_and_in_no_mean(make_job, subjects, screened):
+    """Cells that were measured by their proteins alone show no genes, which is not to show none."""
+    rna = screened._data["rna"]
+    has_rna = np.isin(list(subjects.names), rna.obs_names)
+    assert not has_rna[subjects.known].all()
+    rows = make_job("gene_00").observed.rows
+    assert rows.tolist() == np.flatnonzero(subjects.known & has_rna).tolist()

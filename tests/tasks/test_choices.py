@@ -274,3 +274,11 @@ def test_predicted_anchors_need_an_embedding(make_job):
     job, request = one(make_job("gene_40", target="predicted", embedding=embedding.drop(index="gene_01")))
     with pytest.raises(GeneError, match="1 other perturbed genes"):
         choices.anchors(job, request, np.arange(3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "share"), [("knockout", 1.0), (("fold", 0.9), 0.1), (("fold", 1.0), 0.0), ("overexpression", 0.0)]
+)
+def test_what_all_perturbations_share_grows_with_the_dose(make_job, kind, share):
+    job = make_job({"gene_00": kind})
+    assert choices.intervention(job, job.requests[0]).usual_BI.tolist() == [[pytest.approx(share)]]

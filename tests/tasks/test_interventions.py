@@ -28,7 +28,7 @@ def read(genes, *, default="knockout"):
         (("knockdown", 0.3), 0.3, None, "(knockdown 0.3)"),
         ("overexpression", 2.0, None, "(overexpression)"),
         (("fold", 1.5), 1.5, None, "(fold 1.5)"),
-        (["fold", 0], 0.0, None, "(fold 0)"),
+        (["fold", 0], 0.0, None, ""),  # a knockout by another name
         (("fold", np.float32(4)), 4.0, None, "(fold 4)"),
         (("bin", 40), math.nan, 40, "(bin 40)"),
         (("bin", np.int64(0)), math.nan, 0, "(bin 0)"),

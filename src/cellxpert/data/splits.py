@@ -5,7 +5,11 @@ Every function returns sorted int64 positions. The same generator state gives th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +17,16 @@ import pandas as pd
 
 from cellxpert.errors import SplitError
 
-__all__ = ["PARTS", "column_split", "folds_of", "group_split", "names_parts", "random_split", "stratified_split"]
+__all__ = [
+    "PARTS",
+    "TrainedOn",
+    "column_split",
+    "folds_of",
+    "group_split",
+    "names_parts",
+    "random_split",
+    "stratified_split",
+]
 
 PARTS = ("train", "validation", "test")
 """Parts that a split column may name."""
@@ -28,6 +41,49 @@ _ALIASES = {
     "testing": "test",
 }
 Split = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedOn:
+    """Which cells of an object a model was trained on, so that the object is known again; names of cells are not kept."""
+
+    cells: str
+    """Hash of the names of all cells of the object."""
+    train_N: npt.NDArray[np.bool_]
+    """Whether each was trained on, in the order of their names."""
+
+    @classmethod
+    def of(cls, split: pd.Series) -> TrainedOn:
+        """Read it off a split, whose index are the names of the cells."""
+        split = split.set_axis(split.index.astype(str)).sort_index()
+        return cls(_hash(split.index), (split == "train").to_numpy())
+
+    def known(self, names: pd.Index) -> npt.NDArray[np.bool_] | None:
+        """Say which cells were trained on, if these are the object's, in any order; None if they are others."""
+        place = np.argsort(names.astype(str), kind="stable")
+        if len(names) != len(self.train_N) or _hash(names.astype(str)[place]) != self.cells:
+            return None
+        known_N = np.empty(len(names), bool)
+        known_N[place] = self.train_N
+        return known_N
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        packed = base64.b64encode(np.packbits(self.train_N).tobytes()).decode()
+        return {"cells": self.cells, "n_cells": len(self.train_N), "train": packed}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainedOn:
+        """Rebuild from :meth:`to_dict`; ``KeyError``, ``TypeError`` or ``ValueError`` if something is missing or does not fit."""
+        bits = np.frombuffer(base64.b64decode(values["train"], validate=True), np.uint8)
+        n_cells = int(values["n_cells"])
+        if len(bits) != -(-n_cells // 8):
+            raise ValueError(f"{len(bits)} bytes for {n_cells} cells")
+        return cls(str(values["cells"]), np.unpackbits(bits, count=n_cells).astype(bool))
+
+
+def _hash(names: pd.Index) -> str:
+    return hashlib.sha256("\0".join(names).encode()).hexdigest()
 
 
 def _n_held_out(n: int, held_out: float) -> int:

@@ -12,7 +12,7 @@ from cellxpert.errors import MetricError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["finite_matrix", "kept_genes", "paired_labels", "same_shape", "unit_rows"]
+__all__ = ["finite_matrix", "kept_genes", "paired", "paired_labels", "same_shape", "unit_rows"]
 
 
 def finite_matrix(name: str, matrix: Any) -> Any:
@@ -25,6 +25,18 @@ def finite_matrix(name: str, matrix: Any) -> Any:
     return matrix
 
 
+def paired(one: Any, other: Any, names: str) -> tuple[Any, Any]:
+    """Return two series in the order of the first, or raise if their indices name other things; anything else as it is."""
+    import pandas as pd
+
+    if not (isinstance(one, pd.Series) and isinstance(other, pd.Series)) or one.index.equals(other.index):
+        return one, other
+    if not (one.index.is_unique and other.index.is_unique and set(one.index) == set(other.index)):
+        found = "two series whose indices do not name the same things, once each"
+        raise MetricError(names, found=found, fix="take the same of both, or pass .to_numpy() of both")
+    return one, other.loc[one.index]
+
+
 def paired_labels(y_true: ArrayLike, y_pred: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """Return two arrays of one label per cell, of any type and none missing, or raise :class:`MetricError`.
 
@@ -32,11 +44,7 @@ def paired_labels(y_true: ArrayLike, y_pred: ArrayLike) -> tuple[np.ndarray, np.
     """
     import pandas as pd
 
-    if isinstance(y_true, pd.Series) and isinstance(y_pred, pd.Series) and not y_true.index.equals(y_pred.index):
-        if not (y_true.index.is_unique and y_pred.index.is_unique and set(y_true.index) == set(y_pred.index)):
-            found = "two series whose indices do not name the same cells, once each"
-            raise MetricError("y_true, y_pred", found=found, fix="take the same cells, or pass .to_numpy() of both")
-        y_pred = y_pred.loc[y_true.index]
+    y_true, y_pred = paired(y_true, y_pred, "y_true, y_pred")
     true, pred = np.asarray(y_true, dtype=object), np.asarray(y_pred, dtype=object)
     if true.ndim != 1 or true.shape != pred.shape or not len(true):
         found = f"shapes {true.shape} and {pred.shape}"
@@ -52,12 +60,31 @@ def paired_labels(y_true: ArrayLike, y_pred: ArrayLike) -> tuple[np.ndarray, np.
 
 
 def same_shape(prediction: ArrayLike, truth: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Return two matrices, conditions x genes, of one shape."""
+    """Return two matrices, conditions x genes, of one shape: two tables are paired by the names of rows and columns, arrays by position."""
+    prediction = _as_in(truth, prediction)
     prediction, truth = finite_matrix("prediction", prediction), finite_matrix("truth", truth)
     if prediction.shape != truth.shape:
         found = f"shapes {prediction.shape} and {truth.shape}"
         raise MetricError("prediction, truth", found=found, fix="give the same conditions and genes, in the same order")
     return prediction, truth
+
+
+def _as_in(truth: Any, prediction: Any) -> Any:
+    """Return a table with its rows and columns in the order of another, or raise if they name other things."""
+    import pandas as pd
+
+    if not (isinstance(prediction, pd.DataFrame) and isinstance(truth, pd.DataFrame)):
+        return prediction
+    for axis in ("index", "columns"):
+        own, wanted = getattr(prediction, axis), getattr(truth, axis)
+        if own.equals(wanted):
+            continue
+        if not (own.is_unique and wanted.is_unique and set(own) == set(wanted)):
+            found = f"two tables whose {axis} differ"
+            fix = "take the conditions and genes of both, or pass .to_numpy() of both"
+            raise MetricError("prediction, truth", found=found, fix=fix)
+        prediction = prediction.reindex(**{axis: wanted})
+    return prediction
 
 
 def kept_genes(exclude: ArrayLike | None, shape: tuple[int, ...], *, at_least: int = 1) -> np.ndarray:

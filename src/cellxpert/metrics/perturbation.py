@@ -212,10 +212,11 @@ def discrimination_score(
         found = repr(distance)
         raise MetricError("metrics.discrimination_score(distance=)", found=found, fix=f"give one of {list(metrics)}")
     predicted, true = same_shape(predicted_delta_PG, true_delta_PG)
+    kept = kept_genes(exclude, true.shape)
     # what is left of a profile minus itself is rounding, which has a direction too
-    size = np.abs(predicted).max(axis=1, keepdims=True)
-    predicted = np.where(size > 1e-6 * np.abs(true).max(), predicted, 0)
-    distances = _distances(predicted, true, kept_genes(exclude, true.shape), metric=metrics[distance])
+    size = np.abs(predicted * kept).max(axis=1, keepdims=True)
+    predicted = np.where(size > 1e-6 * np.abs(true * kept).max(), predicted, 0)
+    distances = _distances(predicted, true, kept, metric=metrics[distance])
     return 1 - _rank_of_own(distances) / len(true)
 
 

@@ -5,13 +5,14 @@ Suffixes: N, M cells; P conditions; G genes.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
 
 from cellxpert.errors import MetricError
-from cellxpert.metrics.checks import finite_matrix, kept_genes
+from cellxpert.metrics.checks import finite_matrix, kept_genes, paired
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -94,7 +95,8 @@ def target_mask(conditions: Sequence[str | Collection[str]], genes: Sequence[str
     Parameters
     ----------
     conditions
-        Target of each condition, several joined by ``sep`` or as a collection.
+        Target of each condition, several joined by ``sep`` or as a collection; what follows a name in parentheses, as in the names of
+        :attr:`cellxpert.PerturbResult.perturbations` (``"JAK2(knockdown 0.5)"``), is no part of it.
     genes
         Name of each gene, without duplicates.
     sep
@@ -111,7 +113,10 @@ def target_mask(conditions: Sequence[str | Collection[str]], genes: Sequence[str
     mask = np.zeros((len(conditions), len(genes)), dtype=bool)
     for row, condition in enumerate(conditions):
         targets = condition.split(sep) if isinstance(condition, str) else condition
-        mask[row, [place[target] for target in targets if target in place]] = True
+        for target in (str(target).strip() for target in targets):
+            gene = target if target in place else re.sub(r"\([a-z]+( [^ ()]+)?\)$", "", target)
+            if gene in place:
+                mask[row, place[gene]] = True
     return mask
 
 
@@ -163,6 +168,8 @@ def top_genes(scores_PG: ArrayLike, *, n: int = 20, exclude: ArrayLike | None = 
     numpy.ndarray
         Booleans, conditions x genes. Scores take what to leave out: ``exclude=~top_genes(...)``.
     """
+    if n < 1:
+        raise MetricError("metrics.top_genes(n=)", found=repr(n), fix="give 1 or more")
     scores = np.abs(finite_matrix("scores_PG", scores_PG))
     left = kept_genes(exclude, scores.shape)
     ranked = np.argsort(np.where(left, -scores, 1.0), axis=1, kind="stable")[:, :n]
@@ -202,6 +209,9 @@ def noise_ceiling(
         One value per condition, in the order given.
     """
     cells, conditions, rng = finite_matrix("cells_NG", cells_NG), np.asarray(conditions_N), np.random.default_rng(rng)
+    if conditions.shape != (cells.shape[0],):
+        found = f"{cells.shape[0]} cells, conditions of shape {conditions.shape}"
+        raise MetricError("conditions_N", found=found, fix="give one condition per cell")
     if n_splits < 1:
         raise MetricError("metrics.noise_ceiling(n_splits=)", found=str(n_splits), fix="give one split or more")
     if small := [c for c in order if (conditions == c).sum() < 2]:
@@ -232,7 +242,8 @@ def bootstrap_interval(
     scores_P
         One score per condition.
     rival
-        What is subtracted: a number (chance), or the rival's scores of the same conditions in the same order (paired).
+        What is subtracted: a number (chance), or the rival's scores of the same conditions (paired: two series by their index, arrays in
+        the same order).
     level
         Probability that the interval is to hold.
     n_resamples
@@ -246,6 +257,7 @@ def bootstrap_interval(
         ``mean``, ``low``, ``high`` (percentile method). Ranks within one panel depend on one another, so intervals of
         :func:`discrimination_score` and :func:`centroid_accuracy` are approximate.
     """
+    scores_P, rival = paired(scores_P, rival, "scores_P, rival")
     scores, against = np.asarray(scores_P, dtype=np.float64), np.asarray(rival, dtype=np.float64)
     if scores.ndim != 1 or not len(scores) or against.shape not in {(), scores.shape}:
         found = f"shapes {scores.shape} and {against.shape}"

@@ -135,6 +135,7 @@ class Population:
         held_NM: Tensor | None = None,
         anchors: Anchors | None = None,
         aim: float | None = None,
+        plain: bool = False,
     ) -> Arm:
         """Run an arm.
 
@@ -150,18 +151,22 @@ class Population:
             Bins of the held sites; those of the start cell by default.
         anchors, aim
             What chains are drawn to. With ``aim``, a mean distance per site, the strength is set so that chains reach it.
+        plain
+            Sample the model's own law, whatever weight and part it has beside anchors.
         """
         start_NM = self.start_NM
         if held_NM is not None:
             start_NM = torch.cat([held_NM, start_NM[:, self.n_held :]], dim=1)
         x_CM = start_NM.repeat_interleave(self.n_replicates, dim=0)
-        own_law = kernel in {*INDEPENDENT, "suffix"}  # these draw from the joint
+        part, weight = self.settings.part, self.settings.weight
+        if plain:
+            part, weight = "joint" if part == "none" else part, 1.0
         target = Target(
             model=self._told(intervention),
             order_CM=self.order_CM,
             n_clamped=self.n_held,
-            part="joint" if own_law else self.settings.part,
-            weight=1.0 if own_law and anchors is None else self.settings.weight,
+            part="joint" if kernel in {*INDEPENDENT, "suffix"} else part,  # these draw from the joint
+            weight=weight,
             anchors=anchors,
         )
         if kernel in INDEPENDENT:

@@ -5,13 +5,14 @@ Letters: V features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from cellxpert.config import SteeringConfig
+from cellxpert.data.obs import closest
 from cellxpert.data.perturbations import Perturbations
 from cellxpert.data.vocabulary import Vocabulary
 from cellxpert.errors import ConfigError, ControlError, FewCellsError, GeneError, InterventionError
@@ -29,6 +30,8 @@ N_CHAINS = 4
 MAX_CONDITIONS = 20_000
 """Most perturbations times groups in one call."""
 MAX_STEPS = 1_000_000
+MIN_ANCHORED = 4
+"""Fewest cells of a condition that anchors are chosen among."""
 TARGETS = ("auto", "learned", "anchored", "predicted", "zero-shot")
 ANCHORED = frozenset({"anchored", "predicted"})
 
@@ -70,6 +73,7 @@ def make_screen(
     known |= set(() if asked.embedding is None or perturbations is None else asked.embedding.index.astype(str))
     default = "knockout" if perturbations is None else perturbations.kind
     requests = parse(asked.genes, known=known, default=default, n_bins=network.n_bins)
+    _check_regulators(asked.regulators, known=known)
     job = Screen(
         network=network,
         vocabulary=vocabulary,
@@ -84,6 +88,9 @@ def make_screen(
         n_replicates=N_CHAINS if asked.n_chains is None else int(asked.n_chains),
         asked=asked,
     )
+    if target == "predicted" and "rna" not in vocabulary.roles:
+        found, fix = "a model that reads no genes: anchors are predicted from what genes read", "use target='learned'"
+        raise InterventionError("perturb(target='predicted')", found=found, fix=fix)
     if target == "predicted" and job.observed is None:
         raise ControlError(
             "perturb(target='predicted')",
@@ -114,13 +121,34 @@ def _check_arguments(asked: Asked, *, trained: bool) -> str:
             found="a model that was trained without perturbed cells",
             fix="use target='zero-shot', or set up perturbation_key= and train",
         )
+    if not (isinstance(asked.seed, int | np.integer) and not isinstance(asked.seed, bool) and asked.seed >= 0):
+        raise InterventionError("perturb(seed=)", found=repr(asked.seed), fix="give a whole number, 0 or more")
+    if not isinstance(asked.settings, SteeringConfig):
+        fix = "pass cellxpert.config.SteeringConfig(n_cells=100), say"
+        raise ConfigError("perturb(steering=)", found=repr(asked.settings)[:80], fix=fix)
     regulators = asked.regulators
-    named = isinstance(regulators, Mapping) and not any(isinstance(v, str) for v in regulators.values())
+    named = isinstance(regulators, Mapping) and all(
+        isinstance(v, Collection) and not isinstance(v, str) for v in regulators.values()
+    )
     if regulators is not None and not named:
         fix = "give a mapping from gene to a list of genes, e.g. {'JAK2': ['STAT1', 'IRF1']}"
         raise InterventionError("perturb(regulators=)", found=repr(regulators)[:80], fix=fix)
     _check_embedding(asked.embedding)
     return asked.target if asked.target != "auto" else "learned" if trained else "zero-shot"
+
+
+def _check_regulators(regulators: Mapping[str, Collection[str]] | None, *, known: Collection[str]) -> None:
+    """Refuse what nothing would come of: entries of genes that the model does not know."""
+    for gene, names in (regulators or {}).items():
+        for what, name in (("perturbed gene", gene), *(("regulator", name) for name in names)):
+            if name not in known and (what == "perturbed gene" or not set(names) & set(known)):
+                near = closest(str(name), sorted(known))
+                fix = f"did you mean {near!r}?" if near else "name genes that the model reads, or leave the entry out"
+                raise GeneError(
+                    f"perturb(regulators=), {gene!r}",
+                    found=f"{name!r}, which is no {what} that the model knows",
+                    fix=fix,
+                )
 
 
 def _check_embedding(embedding: pd.DataFrame | None) -> None:
@@ -159,11 +187,7 @@ def _groups(
     subjects: Subjects, vocabulary: Vocabulary, *, n_requests: int, settings: SteeringConfig
 ) -> dict[str, Ints]:
     """Return the control cells of each group: those in which genes were measured."""
-    here = np.ones(len(subjects.names), bool)
-    if "rna" in vocabulary.roles:
-        first, n_genes = vocabulary.offset("rna"), len(vocabulary.block("rna").names)
-        here = subjects.collator.tokens.measured_features[:, first : first + n_genes].any(axis=1)
-        here = here[subjects.collator.tokens.pattern]
+    here = _with_genes(subjects, vocabulary)
     if subjects.condition is not None:
         here &= np.asarray(subjects.condition, dtype=object) == subjects.control
     if not here.any():
@@ -187,11 +211,20 @@ def _groups(
     return groups
 
 
+def _with_genes(subjects: Subjects, vocabulary: Vocabulary) -> npt.NDArray[np.bool_]:
+    """Say in which cells genes were measured; of a model without genes, all cells count."""
+    if "rna" not in vocabulary.roles:
+        return np.ones(len(subjects.names), bool)
+    first, n_genes, tokens = vocabulary.offset("rna"), len(vocabulary.block("rna").names), subjects.collator.tokens
+    return tokens.measured_features[:, first : first + n_genes].any(axis=1)[tokens.pattern]
+
+
 def _observed(subjects: Subjects, vocabulary: Vocabulary) -> Observed | None:
-    """Return the cells of known conditions, if any of them is perturbed."""
+    """Return the cells of known conditions in which genes were measured, if any of them is perturbed."""
     if subjects.condition is None:
         return None
-    known = np.ones(len(subjects.names), bool) if subjects.known is None else subjects.known
+    known = _with_genes(subjects, vocabulary)
+    known = known if subjects.known is None else known & subjects.known
     found = Observed(
         collator=subjects.collator,
         condition=subjects.condition,
@@ -226,13 +259,18 @@ def _check_request(job: Screen, request: Request) -> None:
     elif any(b is not None for b in request.bins):
         found = f"a bin, where {job.target!r} knows changes of expression only"
         raise InterventionError(where, found=found, fix="give a fold, e.g. ('fold', 2.0), or use target='zero-shot'")
-    if job.target == "anchored" and (job.observed is None or not len(job.observed.rows_of(request.name))):
+    n_anchored = 0 if job.observed is None else len(job.observed.rows_of(request.name))
+    if job.target == "anchored" and 0 < n_anchored < MIN_ANCHORED:
+        found = f"{n_anchored} training cells of this condition whose genes were measured"
+        fix = f"use target='learned', or train on {MIN_ANCHORED} or more: of fewer, how near chains should come is not known"
+        raise FewCellsError(f"perturb({request.name!r}, target='anchored')", found=found, fix=fix)
+    if job.target == "anchored" and not n_anchored:
         raise ControlError(
             f"perturb({request.name!r}, target='anchored')",
             found="no training cells of this condition to take anchors from",
             fix="use target='predicted' or target='auto'",
         )
-    if job.target == "predicted" and trained and not _usual(job, request):
+    if job.target == "predicted" and trained and not request.is_usual(job.perturbations.kind):
         found = "another dose than that of the perturbed cells, whose effects predict the anchors"
         raise InterventionError(where, found=found, fix="leave the dose out, or use target='learned'")
     if job.target != "anchored" and trained:
@@ -242,9 +280,3 @@ def _check_request(job: Screen, request: Request) -> None:
             found = f"{lost} never perturbed in training, and not among the model's features"
             fix = "pass target_embedding= with a row for it (see cellxpert.metrics.gene_set_embedding)"
             raise GeneError(where, found=found, fix=fix)
-
-
-def _usual(job: Screen, request: Request) -> bool:
-    """Whether genes are set as in the training cells."""
-    (plain,) = parse("+".join(request.genes), known=set(request.genes), default=job.perturbations.kind, n_bins=1)
-    return request.fold == plain.fold

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cellxpert.batch import Intervention
+from cellxpert.data.conditions import DOSES
 from cellxpert.data.perturbations import gene_ids
 from cellxpert.errors import GeneError, InterventionError
 from cellxpert.metrics import baselines
@@ -171,13 +172,15 @@ def intervention(job: Screen, request: Request) -> Intervention:
     part = job.network.factors.intervention
     assigned = job.perturbations.assign_genes([request.genes], [request.doses(job.perturbations.kind)], job.vocabulary)
     code_BIS = torch.zeros(1, len(request.genes), part.code.weight.shape[1])
-    usual_BI = torch.ones(1, len(request.genes))
+    # what all perturbations share grows with the dose as far as that of the training cells, and nothing is known of the reverse
+    share_I = np.clip(np.nan_to_num(request.doses(job.perturbations.kind)) / DOSES[job.perturbations.kind], 0.0, 1.0)
+    usual_BI = torch.from_numpy(share_I).float()[None]
     for i, gene in enumerate(request.genes):
         if gene not in job.carried:
             continue
         weight_G = job.carried[gene]
         code_BIS[0, i] = weight_G @ part.code.weight.detach()
-        usual_BI[0, i] = weight_G.sum()
+        usual_BI[0, i] *= weight_G.sum()
     return Intervention(
         feature_BI=torch.from_numpy(assigned.feature_NI),
         target_BI=torch.from_numpy(assigned.target_NI),

@@ -20,6 +20,10 @@ _USUAL: Mapping[str, float] = {"knockout": 0.0, "knockdown": 0.2, "overexpressio
 """What a gene's expression is multiplied by, where no amount is given."""
 
 
+MAX_FOLD = 1000.0
+"""Largest factor that a gene's expression can be multiplied by."""
+
+
 @dataclass(frozen=True)
 class Request:
     """One perturbation: all of its genes are set in the same cell."""
@@ -40,6 +44,10 @@ class Request:
         """
         scale = DOSES[kind] / _plain(_USUAL[kind])
         return tuple(_plain(f) * scale if (f < 1) == (_USUAL[kind] < 1) else _plain(f) for f in self.fold)
+
+    def is_usual(self, kind: Kind) -> bool:
+        """Say whether all genes are set as in cells of which ``kind`` is registered."""
+        return self.bins == (None,) * len(self.genes) and self.fold == (_USUAL[kind],) * len(self.genes)
 
 
 def _plain(fold: float) -> float:
@@ -108,15 +116,14 @@ def _request(entry: Any, *, known: Collection[str], default: str, n_bins: int) -
             )
     order = sorted(wanted)
     doses = [_dose(gene, wanted[gene], n_bins=n_bins) for gene in order]
-    name = "+".join(gene + _suffix(wanted[gene], default) for gene in order)
+    usual = _USUAL[default], None
+    name = "+".join(g + ("" if d == usual else _suffix(wanted[g])) for g, d in zip(order, doses, strict=True))
     return Request(name=name, genes=tuple(order), fold=tuple(d[0] for d in doses), bins=tuple(d[1] for d in doses))
 
 
-def _suffix(kind: Any, default: str) -> str:
-    """What of a perturbation's name says how a gene was set; nothing for the usual way, so that it is named as its cells are."""
-    if isinstance(kind, str):
-        return "" if kind == default else f"({kind})"
-    return f"({kind[0]} {kind[1]:g})"
+def _suffix(kind: Any) -> str:
+    """What of a perturbation's name says how a gene was set, where that is not the usual way: else it is named as its cells are."""
+    return f"({kind})" if isinstance(kind, str) else f"({kind[0]} {kind[1]:g})"
 
 
 def _dose(gene: str, kind: Any, *, n_bins: int) -> tuple[float, int | None]:
@@ -127,8 +134,9 @@ def _dose(gene: str, kind: Any, *, n_bins: int) -> tuple[float, int | None]:
         what, amount = kind[0], float(kind[1])
         if what == "bin" and amount == int(amount) and 0 <= amount < n_bins:
             return math.nan, int(amount)
-        if what == "fold" and amount >= 0:
+        if what == "fold" and 0 <= amount <= MAX_FOLD:
             return amount, None
         if what == "knockdown" and 0 <= amount < 1:
             return amount, None
-    raise InterventionError(f"perturb({gene!r})", found=repr(kind), fix=f"use {_EXAMPLES}")
+    fix = f"use {_EXAMPLES}; a fold is at most {MAX_FOLD:g}, a bin less than {n_bins}"
+    raise InterventionError(f"perturb({gene!r})", found=repr(kind), fix=fix)

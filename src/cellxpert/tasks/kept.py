@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,14 @@ def open_folder(folder: Path, fingerprint: dict[str, Any]) -> None:
     if not file.exists():
         _write_text(file, json.dumps(expected, indent=1, sort_keys=True))
         return
-    found = json.loads(file.read_text())
+    try:
+        found = dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ResumeError(
+            f"perturb(resume={str(folder)!r})",
+            found=f"{_FINGERPRINT}, which says of which screen it is, is damaged",
+            fix="name an empty folder",
+        ) from error
     if differing := sorted(k for k in found.keys() | expected.keys() if found.get(k) != expected.get(k)):
         raise ResumeError(
             f"perturb(resume={str(folder)!r})",
@@ -64,12 +72,22 @@ def _file(folder: Path, place: tuple[int, int], suffix: str) -> Path:
 
 
 def read(folder: Path | None, place: tuple[int, int]) -> Part | None:
-    """Return a condition that was finished, by its number among the perturbations and among the groups."""
+    """Return a condition that was finished, by its number among the perturbations and among the groups; None to do it again.
+
+    A file that a full disk or a crash left damaged counts as none.
+    """
     if folder is None or not _file(folder, place, ".json").exists():
         return None
-    said = json.loads(_file(folder, place, ".json").read_text())
-    with np.load(_file(folder, place, ".npz"), allow_pickle=False) as arrays:
-        stored = {name: arrays[name] for name in arrays.files}
+    try:
+        said = json.loads(_file(folder, place, ".json").read_text())
+        with _file(folder, place, ".npz").open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            stored = {name: arrays[name] for name in arrays.files}
+        return _part(said, stored)
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        return None
+
+
+def _part(said: dict[str, Any], stored: dict[str, npt.NDArray[Any]]) -> Part:
     tables = {name: pd.DataFrame({c: _text(stored[f"{name}/{c}"]) for c in said["columns"][name]}) for name in _TABLES}
     nested: dict[str, dict[str, npt.NDArray[Any]]] = {
         part: {k.split("/")[1]: v for k, v in stored.items() if k.startswith(f"{part}/")} for part in _ARRAYS

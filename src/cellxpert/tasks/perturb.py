@@ -135,7 +135,7 @@ def _run_null(job: Screen, sites: Sites, rows: npt.NDArray[np.int64]) -> _Null:
     )
     here_NV = measured(job.collator, rows)
     readout = Readout(population, asked_V=here_NV.any(axis=0) & ~job.niche_V)
-    arm = population.run(kernel=job.kernel, n_steps=job.n_steps)
+    arm = population.run(kernel=job.kernel, n_steps=job.n_steps, plain=job.target in ANCHORED)
     features = np.arange(job.network.n_features)
     start_NV = job.level_VK.numpy()[features, bins_at(job.collator, rows, features)]
     with torch.no_grad():
@@ -184,6 +184,10 @@ def _predict(job: Screen, request: Request, group: str, null: _Null) -> Part:
     is_movable_V[sites.movable] = True
     key, start_NG = (request.name, group), null.start_NV[:, place_G]
     draws = _draws(job, population, arm, null.arm)
+    se_chains_V = np.full(job.network.n_features, np.nan)
+    if job.n_replicates > 1:
+        chain_JP = draws["effect"].mean(axis=1)
+        se_chains_V[sites.movable] = chain_JP.std(axis=0, ddof=1) / np.sqrt(job.n_replicates)
     return Part(
         key=key,
         table=effect_table(
@@ -194,6 +198,7 @@ def _predict(job: Screen, request: Request, group: str, null: _Null) -> Part:
             start_NG=start_NG,
             is_target=is_target_V[place_G],
             is_movable=is_movable_V[place_G],
+            se_chains=se_chains_V[place_G],
         ),
         condition=_condition(job, request, group, null, arm=arm, draws=draws),
         baselines=_baselines(job, request, group),
@@ -274,12 +279,19 @@ def _baselines(job: Screen, request: Request, group: str) -> pd.DataFrame:
     control_NV = job.reported.levels(job.groups[group])
     own = np.array(job.own(request), np.int64)
     mean_M = np.asarray(control_NV.mean(axis=0)).ravel()[own]
+    held_M = choices.set_levels(job, request, mean_M)
+    bins = [b for gene, b in zip(request.genes, request.bins, strict=True) if gene in job.features]
+    for i, bin_ in enumerate(bins):
+        if bin_ is not None:  # on the scale of results
+            held_M[i] = job.level_VK[own[i], bin_]
+    # what is known of perturbed cells is known of their dose alone
+    usual = job.perturbations is None or request.is_usual(job.perturbations.kind)
     found = trivial_effects(
         request,
-        observed=None if job.observed is None else job.reported,
+        observed=job.reported if job.observed is not None and usual else None,
         features=job.gene_features,
         control_NV=control_NV,
-        held_V=dict(zip(own.tolist(), choices.set_levels(job, request, mean_M).tolist(), strict=True)),
+        held_V=dict(zip(own.tolist(), held_M.tolist(), strict=True)),
     )
     columns = {"perturbation": request.name, "group": group, "variable": list(job.genes)}
     tables = [

@@ -21,7 +21,7 @@ from cellxpert.data.collate import Collator
 from cellxpert.data.conditions import SEPARATOR, genes_of
 from cellxpert.metrics import baselines
 from cellxpert.steering import Anchors, medoids
-from cellxpert.tasks.bins import bins_at
+from cellxpert.tasks.bins import bins_at, measured
 from cellxpert.tasks.interventions import Request
 
 __all__ = ["Observed", "medoid_anchors", "trivial_effects", "unseen_weights"]
@@ -81,20 +81,34 @@ class Observed:
 
     @functools.cached_property
     def _means(self) -> dict[str, Floats]:
-        present = [name for name in (self.control, *self.perturbed) if len(self.rows_of(name))]
-        return {name: np.asarray(self.levels(self.rows_of(name)).mean(axis=0)).ravel() for name in present}
+        found, tokens = {}, self.collator.tokens
+        for name in (self.control, *self.perturbed):
+            rows = self.rows_of(name)
+            if len(rows):
+                n_G = np.bincount(tokens.pattern[rows], minlength=len(tokens.measured_features))
+                n_V = np.maximum(n_G @ tokens.measured_features, 1)
+                found[name] = np.asarray(self.levels(rows).sum(axis=0)).ravel() / n_V
+        return found
 
     def mean(self, name: str) -> Floats:
-        """Mean magnitudes of a condition, (V,)."""
+        """Mean magnitudes of a condition over the cells in which each feature was measured, (V,); 0 where in none.
+
+        So is a gene that was set, which is not read.
+        """
         return self._means[name]
 
     def delta(self, name: str) -> Floats:
         """Mean magnitudes of a condition minus those of control, (V,)."""
         return self._means[name] - self._means[self.control]
 
+    def _complete(self, rows: Ints, feature_M: Ints) -> Ints:
+        """Cells in which all of the features were measured: elsewhere 0 is no value. All cells where there are none."""
+        whole_N = measured(self.collator, rows)[:, feature_M].all(axis=1)
+        return rows[whole_N] if whole_N.any() else rows
+
     def bins(self, name: str, feature_M: Ints, *, seed: int) -> Ints:
         """Bins (N, M) of at most ``MAX_ANCHOR_CELLS`` cells of a condition."""
-        rows = self.rows_of(name)
+        rows = self._complete(self.rows_of(name), feature_M)
         if len(rows) > MAX_ANCHOR_CELLS:
             rows = np.sort(np.random.default_rng([seed, 11]).choice(rows, MAX_ANCHOR_CELLS, replace=False))
         return bins_at(self.collator, rows, feature_M)
@@ -105,20 +119,20 @@ class Observed:
         Weights are absolute t statistics, at most ``MAX_T``, of mean 1.
         """
         bin_NM = self.bins(name, feature_M, seed=seed)
-        control_NM = bins_at(self.collator, self.rows_of(self.control), feature_M)
+        control_NM = bins_at(self.collator, self._complete(self.rows_of(self.control), feature_M), feature_M)
         gap_M = bin_NM.mean(axis=0) - control_NM.mean(axis=0)
         error_M = np.sqrt(bin_NM.var(axis=0) / len(bin_NM) + control_NM.var(axis=0) / len(control_NM))
         return medoid_anchors(bin_NM, np.clip(np.abs(gap_M) / np.maximum(error_M, 1e-6), 0.0, MAX_T), settings=settings)
 
 
 def medoid_anchors(bin_NM: Ints, weight_M: Floats, *, settings: SteeringConfig) -> tuple[Anchors, float]:
-    """Return the most central of N cells as anchors, and how far the others are from the nearest of them, per site.
+    """Return the most central of N cells as anchors, half of them at most, and how far the others are from the nearest, per site.
 
     Weights are scaled to a mean of 1; where all are 0, they are 1.
     """
     weight_M = weight_M / weight_M.mean() if weight_M.any() else np.ones_like(weight_M)
     state_NM, weights = torch.from_numpy(bin_NM), torch.from_numpy(weight_M)
-    chosen = medoids(state_NM, settings.n_anchors, weight_M=weights)
+    chosen = medoids(state_NM, min(settings.n_anchors, max(len(state_NM) // 2, 1)), weight_M=weights)
     anchors = Anchors(
         bin_AM=state_NM[chosen],
         kappa=START_KAPPA if settings.kappa is None else settings.kappa,

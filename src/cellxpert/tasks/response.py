@@ -34,6 +34,7 @@ TABLE_COLUMNS = (
     "log_fc",
     "effect",
     "se",
+    "se_chains",
     "p_value",
     "adj_p_value",
     "null_effect",
@@ -73,7 +74,7 @@ class PerturbResult:
     table: pd.DataFrame
     """One row per perturbation, group and gene: ``log_fc`` (log2 of the ratio of mean counts per 10,000, perturbed to null),
     ``effect`` (difference of mean log1p counts per 10,000, perturbed minus paired null), ``se`` (its standard error over start
-    cells), ``p_value`` (paired t-test over start cells), ``adj_p_value`` (Benjamini-Hochberg within perturbation and group),
+    cells), ``se_chains`` (over chains, of movable genes: how much of it another seed could change), ``p_value`` (paired t-test over start cells), ``adj_p_value`` (Benjamini-Hochberg within perturbation and group),
     ``null_effect`` (null minus start cells), ``expressed_fraction`` (of start cells), ``is_target``, ``is_movable``.
     NaN for genes that were measured in none of the start cells.
     p values are of the prediction, given the model: they tell sampling noise from none, not right from wrong."""
@@ -139,7 +140,7 @@ class PerturbResult:
         return tuple(found)
 
     def effects(self, *, group: str = "all") -> pd.DataFrame:
-        """Return effects as a table of perturbations x genes.
+        """Return effects as a table of perturbations x genes, both in the order of the result.
 
         Parameters
         ----------
@@ -156,7 +157,7 @@ class PerturbResult:
             have = sorted(set(self.table["group"]))
             raise ConfigError("PerturbResult.effects(group=)", found=repr(group), fix=f"use one of {have}")
         wide = rows.pivot(index="perturbation", columns="variable", values="effect")
-        return wide.loc[[p for p in self.perturbations if p in wide.index]]
+        return wide.loc[[p for p in self.perturbations if p in wide.index], list(self.genes)]
 
     def to_anndata(self) -> AnnData:
         """Return the predicted cells: one row per start cell and perturbation.
@@ -211,6 +212,7 @@ def effect_table(
     start_NG: Floats,
     is_target: npt.NDArray[np.bool_],
     is_movable: npt.NDArray[np.bool_],
+    se_chains: npt.NDArray[np.float64] | float = np.nan,
 ) -> pd.DataFrame:
     """Compare two arms, cell by cell.
 
@@ -226,6 +228,8 @@ def effect_table(
         log1p counts per 10,000 of the start cells, NaN where a gene was not measured.
     is_target, is_movable
         Which genes are set, and which could respond in the chains.
+    se_chains
+        Standard error of effects over chains, NaN where there is none.
 
     Returns
     -------
@@ -255,6 +259,7 @@ def effect_table(
             "log_fc": np.log2(mean[0] / mean[1]),
             "effect": effect_G,
             "se": se_G,
+            "se_chains": se_chains,
             "p_value": p_G,
             "adj_p_value": adjusted_G,
             "null_effect": _mean_where(null[0].astype(np.float64) - start_NG, here_NG),

@@ -68,6 +68,7 @@ class Asked:
     settings: SteeringConfig = field(default_factory=SteeringConfig)
     regulators: Mapping[str, Collection[str]] | None = None
     embedding: pd.DataFrame | None = None
+    groupby: str | None = None
     folder: Path | None = None
 
 
@@ -180,8 +181,11 @@ class Screen:
 
     def fingerprint(self, model_hash: str) -> dict[str, Any]:
         """Plain values that differ where any result could."""
+        from importlib.metadata import version
+
         asked = self.asked
         return {
+            "cellxpert": version("cellxpert"),
             "model": model_hash,
             "cells": self.subjects.fingerprint(),
             "perturbations": [[r.name, *map(repr, (r.fold, r.bins))] for r in self.requests],
