@@ -274,6 +274,9 @@ INTEGRATION: Mapping[str, IntegrationEntry] = {
     "pca_protein": IntegrationEntry(module=_LINEAR, maker="pca_protein", reads=("prot",), needs=_SCIB),
     "pca_atac": IntegrationEntry(module=_LINEAR, maker="pca_atac", reads=("atac",), needs=_SCIB),
     "pca_concat": IntegrationEntry(module=_LINEAR, maker="pca_concat", reads=("rna", "other"), needs=_SCIB),
+    "pca_concat_logistic": IntegrationEntry(
+        module=_LINEAR, maker="pca_concat_logistic", reads=("rna", "other"), needs_batches=True
+    ),
     "cca": IntegrationEntry(module=_LINEAR, maker="cca", reads=("rna", "other"), needs=_SCIB),
     "harmony_rna": IntegrationEntry(
         module=_GRAPH, maker="harmony_rna", needs_batches=True, needs=(*_SCIB, "harmonypy", "muon")

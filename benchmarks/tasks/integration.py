@@ -146,6 +146,12 @@ def integrate(source: Source, split: str, *, method: str, seed: int, options: Op
         if split == MOSAIC and hasattr(one, "impute"):
             predicted = {name: one.impute(name, features[name]) for name in features}
     scores = {} if embedding is None else embedding_scores(problem, np.asarray(embedding))
+    if hasattr(one, "label"):
+        scored = problem.labels != ""
+        said = one.label(problem.batch)[scored]
+        scores |= {
+            f"knn_{name}": getattr(cx.metrics, name)(problem.labels[scored], said) for name in ("macro_f1", "accuracy")
+        }
     if seen is not None:
         scores["foscttm"] = cx.metrics.foscttm(*seen)
     scores |= imputed_scores(problem, {k: v for k, v in predicted.items() if v is not None}, features)
@@ -192,7 +198,7 @@ def report(frame: pd.DataFrame) -> str:
         "All cells are given at once, with their batches and without labels; mean ± sd over seeds where there are several (`se`: standard error "
         "of the first column's mean), best in bold. `bio`, `batch`, `total`: means of "
         "scib-metrics (labels kept apart, batches mixed, 0.6 and 0.4 of both). `knn_macro_f1`: each cell labelled by its 15 nearest cells of "
-        "other batches. In mosaics, `cross_macro_f1`: cells that lost one modality labelled by those that lost the other; "
+        "other batches; in the row `pca_concat_logistic`, by logistic regression on the cells of other batches. In mosaics, `cross_macro_f1`: cells that lost one modality labelled by those that lost the other; "
         "`foscttm`: share of cells that are nearer than a cell's own other modality, which the method never saw together with the first, less is "
         "better, 0.5 is chance. `labels` is the truth, `shuffled` gives each cell another's place. `seconds`: all that the method did, wall.",
     ]

@@ -229,6 +229,24 @@ def test_controls_bound_the_scores():
     assert 0.3 < scores["shuffled"] < 0.7  # two labels, equally common
 
 
+def test_a_classifier_learns_of_other_batches_alone():
+    """Labels of the batch that is asked for can be anything."""
+    (measured,) = integrate(PEAKS, "paired", method="pca_concat_logistic", seed=0, options=Options(quick=True))
+    assert set(measured.metrics) == {"knn_macro_f1", "knn_accuracy"}
+    assert measured.metrics["knn_macro_f1"] > 0.9
+    problem = as_given(PEAKS.load(None))
+    mine = problem.batch == problem.batch[0]
+    turned = np.where(mine & (problem.labels != ""), "a", problem.labels)
+    said = []
+    for names in (problem.labels, turned):
+        one = make_integrator(METHODS["pca_concat_logistic"], seed=0, quick=True)
+        one.tell(names)
+        assert one.integrate(problem.mdata) is None
+        said.append(one.label(problem.batch))
+    assert np.array_equal(said[0][mine], said[1][mine])
+    assert not np.array_equal(said[0][~mine], said[1][~mine])
+
+
 @pytest.mark.usefixtures("without_scib")
 def test_correlation_finds_cells_by_the_other_modality():
     """Cells that lost RNA are labelled by cells that lost ATAC: the two share no feature."""
