@@ -226,7 +226,7 @@ def test_columns_of_the_user_are_neither_replaced_nor_removed(termed: cx.CellxPe
         query.obs[column] = "x"
     before = query.copy()
     for key in ("mine", "cell_type", "type_label"):
-        with pytest.raises(ConfigError, match="columns of obs that annotate"):
+        with pytest.raises(ConfigError, match=r"that annotate\(\) did not write"):
             termed.annotate(query, key_added=key)
     pd.testing.assert_frame_equal(query.obs, before.obs)
     assert "cellxpert_info" not in query.uns

@@ -162,7 +162,7 @@ def require_free_columns(state: TrainedState, data: Data, key: str) -> None:
     own = key == keys.LABEL or recorded(data, "annotate", key=key)
     taken = [name for name in names if name in read or (name in here and not own)]
     if taken:
-        found = f"columns of obs that annotate() did not write: {taken}"
+        found = f"columns of obs that the setup reads, or that annotate() did not write: {taken}"
         raise ConfigError(f"annotate(key_added={key!r})", found=found, fix="choose another name, or rename them")
 
 
