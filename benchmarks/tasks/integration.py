@@ -204,7 +204,7 @@ def report(frame: pd.DataFrame) -> str:
     ]
     for (data, split), rows in frame.groupby(["data", "split"], sort=False):
         parts.append(f"## {data}, {split}")
-        embedded = rows[rows["method"].isin(rows.loc[rows["metric"] == "bio", "method"])]
+        embedded = rows[rows["method"].isin(rows.loc[rows["metric"].isin(EMBEDDING), "method"])]
         if len(embedded):
             parts.append(method_table(embedded, _present(embedded, EMBEDDING), controls=CONTROLS, standard_error=True))
         metrics = _present(rows, IMPUTED)

@@ -379,7 +379,9 @@ def test_report_and_plot(tmp_path):
         for metric in metrics
     ]
     rows.append(rows[-1] | {"method": "impute_mean", "metric": "prot_pearson", "value": 0.9})
+    rows.append(rows[0] | {"method": "pca_concat_logistic", "metric": "knn_macro_f1", "value": 0.3})
     text = TASK.report(pd.DataFrame(rows))
+    assert "| `pca_concat_logistic` | – | – | – | **0.300** |" in text  # it has no space, and labels all the same
     assert "## toy, paired" in text
     assert text.index("impute_mean") > text.index("Values of a modality")
     assert "**0.900**" in text
