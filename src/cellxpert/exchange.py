@@ -99,10 +99,12 @@ def read(
     notes = setups.validate(data, setup)
     for note in () if own else (*notes, *_other_space(state.setup.spatial, setup.spatial)):
         warnings.warn(note, CellxPertWarning, stacklevel=4)
-    if roles and set(roles) <= set(setup.roles):
+    some = bool(roles) and set(roles) <= set(setup.roles)
+    if some:
         setup = replace(setup, modalities=tuple(m for m in setup.modalities if m.role in roles), spatial=None)
-        return tokenize(Cells.open(data, setup), state.vocabulary, state.config.tokens)
     tokens = tokenize(Cells.open(data, setup), state.vocabulary, state.config.tokens)
+    if some:
+        return tokens
     if n_empty := int((measured_tokens(tokens, state.vocabulary) == 0).sum()):
         text = f"{n_empty} of {tokens.n_cells} cells have no counts in the model's features; their results mean nothing"
         warnings.warn(text, CellxPertWarning, stacklevel=4)

@@ -283,7 +283,7 @@ def test_nothing_is_written_by_a_call_that_is_refused(make_job, tmp_path):
     ("regulators", "words"),
     [
         ({"gene_O0": ["gene_01"]}, "did you mean 'gene_"),
-        ({"gene_00": ["gene_O1"]}, "'gene_O1', which is no regulator"),
+        ({"gene_00": ["gene_O1"]}, "none of which the model knows[\\s\\S]*did you mean 'gene_"),
         ({"gene_00": None}, "regulators="),
     ],
 )
@@ -293,8 +293,10 @@ def test_regulators_that_name_nothing_are_refused(make_job, regulators, words):
 
 
 def test_of_many_regulators_some_may_be_unknown(make_job):
-    """As those of a table of the whole genome are."""
-    assert make_job("gene_00", regulators={"gene_00": ["gene_01", "TP53"]}).asked.regulators
+    """As those of a table of the whole genome are, and genes that are not asked for."""
+    table = {"gene_00": ["gene_01", "TP53"], "MYC": ["MAX"], "gene_05": ["TP53"]}
+    assert make_job("gene_00", regulators=table).asked.regulators
+    assert make_job(["gene_00", "gene_05"], regulators=table).asked.regulators
 
 
 @pytest.mark.parametrize("seed", [-1, 1.7, True, "0"])

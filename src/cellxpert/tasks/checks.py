@@ -5,7 +5,7 @@ Letters: V features.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -73,7 +73,7 @@ def make_screen(
     known |= set(() if asked.embedding is None or perturbations is None else asked.embedding.index.astype(str))
     default = "knockout" if perturbations is None else perturbations.kind
     requests = parse(asked.genes, known=known, default=default, n_bins=network.n_bins)
-    _check_regulators(asked.regulators, known=known)
+    _check_regulators(asked.regulators, requests=requests, known=known)
     job = Screen(
         network=network,
         vocabulary=vocabulary,
@@ -137,18 +137,23 @@ def _check_arguments(asked: Asked, *, trained: bool) -> str:
     return asked.target if asked.target != "auto" else "learned" if trained else "zero-shot"
 
 
-def _check_regulators(regulators: Mapping[str, Collection[str]] | None, *, known: Collection[str]) -> None:
-    """Refuse what nothing would come of: entries of genes that the model does not know."""
-    for gene, names in (regulators or {}).items():
-        for what, name in (("perturbed gene", gene), *(("regulator", name) for name in names)):
-            if name not in known and (what == "perturbed gene" or not set(names) & set(known)):
-                near = closest(str(name), sorted(known))
-                fix = f"did you mean {near!r}?" if near else "name genes that the model reads, or leave the entry out"
-                raise GeneError(
-                    f"perturb(regulators=), {gene!r}",
-                    found=f"{name!r}, which is no {what} that the model knows",
-                    fix=fix,
-                )
+def _check_regulators(
+    regulators: Mapping[str, Collection[str]] | None, *, requests: Sequence[Request], known: Collection[str]
+) -> None:
+    """Refuse entries from which nothing would follow. A table of the whole genome may have genes that are not asked for or not known."""
+    if regulators is None:
+        return
+    asked = sorted({gene for request in requests for gene in request.genes})
+    given = {gene: regulators[gene] for gene in asked if gene in regulators}
+    if any(set(names) & set(known) for names in given.values()):
+        return
+    found, wanted, names = f"no entry of {asked[:5]}", asked, list(regulators)
+    if given:
+        found, wanted = f"regulators of {list(given)[:5]} none of which the model knows", sorted(known)
+        names = [name for entry in given.values() for name in entry]
+    near = next((c for name in names if (c := closest(str(name), wanted))), None)
+    fix = f"did you mean {near!r}?" if near else "name genes that are asked for and regulators that the model reads"
+    raise GeneError("perturb(regulators=)", found=found + ": nothing would be kept from responding", fix=fix)
 
 
 def _check_embedding(embedding: pd.DataFrame | None) -> None:

@@ -288,13 +288,17 @@ def learn(
         split=split,
         perturbations=perturbations,
         calibration=calibration,
-        tissues=tissues
-        if tissues is None or tissue_calibration is None
-        else replace(tissues, temperature=tissue_calibration.temperature),
+        tissues=_calibrated(tissues, tissue_calibration),
         batches=batches,
         integration=integration,
         steered=steered,
     )
+
+
+def _calibrated(tissues: Tissues | None, calibration: Calibration | None) -> Tissues | None:
+    if tissues is None or calibration is None:
+        return tissues
+    return replace(tissues, temperature=calibration.temperature)
 
 
 def _run(
