@@ -168,3 +168,10 @@ def test_ways_to_steer():
         assert [getattr(SteeringConfig(**{name: v}), name) for v in values] == list(values)
     with pytest.raises(dataclasses.FrozenInstanceError):
         SteeringConfig().kernel = "block"
+
+
+def test_how_many_cells_show_nothing():
+    """More of them where what interventions do is learned; none in the published system."""
+    assert [TrainingConfig().share_blank(perturbed=p) for p in (False, True)] == [0.1, 0.3]
+    assert [TrainingConfig(blank=0.2).share_blank(perturbed=p) for p in (False, True)] == [0.2, 0.2]
+    assert not preset("paper").training.share_blank(perturbed=True)

@@ -244,6 +244,7 @@ def test_chains_that_have_not_converged_are_told(screened):
     with pytest.warns(CellxPertWarning, match="have not converged.*raise n_steps"):
         result = perturb(screened, target="anchored", n_steps=8, inplace=False)
     assert not result.conditions["converged"].any()
+    assert not result.table["converged"].any()  # so its p values say
     assert result.conditions["r_hat"].item() > 1.01
 
 
@@ -401,6 +402,14 @@ def test_layers_of_the_user_are_not_overwritten(screened, rna):
         assert (rna.layers[name] != before[name]).nnz == 0
     perturb(screened, mdata=rna, key_added="out")
     perturb(screened, mdata=rna, key_added="out")  # its own is written again
+
+
+def test_arrays_of_the_user_are_not_overwritten(screened, rna):
+    rna.obsm["X_pca"] = np.ones((rna.n_obs, 2))
+    with pytest.raises(ConfigError, match=r"obsm\['X_pca'\], which holds something else"):
+        perturb(screened, mdata=rna, key_added="pca")
+    assert (rna.obsm["X_pca"] == 1).all()
+    assert "pca" not in rna.layers
 
 
 @pytest.mark.filterwarnings("ignore:perturb. chains")

@@ -205,7 +205,8 @@ class TrainingConfig:
     mask_ratio
         Range from which the masked share of a cell's tokens is drawn, anew for every cell and epoch.
     blank
-        Where perturbed cells are registered, share of cells shown as nothing but what was done to them.
+        Share of cells of which nothing is shown but what was done to them: what a gene says by itself, and what is done to it, is
+        learned there. None: 0.3 where perturbed cells are registered, else 0.1.
     modality_dropout
         Share of the cells with two or more measured modalities of which, in a step, one whole modality is hidden and asked for.
     n_queries, n_cell_queries
@@ -241,7 +242,7 @@ class TrainingConfig:
     final_fraction: float = 0.05
     gradient_clip: float = 1.0
     mask_ratio: tuple[float, float] = (0.1, 0.7)
-    blank: float = 0.3
+    blank: float | None = None
     modality_dropout: float = 0.0
     n_queries: int = 32
     n_cell_queries: int = 64
@@ -285,9 +286,15 @@ class TrainingConfig:
         )
         for name in ("blank", "modality_dropout"):
             share = getattr(self, name)
-            _require(0 <= share < 1, f"TrainingConfig.{name}", share, "use [0, 1)")
+            _require(share is None or 0 <= share < 1, f"TrainingConfig.{name}", share, "use [0, 1)")
         _require(0 <= self.ema_decay < 1, "TrainingConfig.ema_decay", self.ema_decay, "use [0, 1)")
         _require(0 <= self.label_smoothing < 1, "TrainingConfig.label_smoothing", self.label_smoothing, "use [0, 1)")
+
+    def share_blank(self, *, perturbed: bool) -> float:
+        """``blank``, decided; ``perturbed``: whether perturbed cells are registered."""
+        if self.blank is not None:
+            return self.blank
+        return 0.3 if perturbed else 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -465,6 +472,7 @@ def _paper() -> ModelConfig:
         n_factors=0,
         batches=False,
         label_loss="weighted",
+        blank=0.0,
     )
 
 

@@ -50,6 +50,7 @@ __all__ = [
     "on_cpu",
     "progress",
     "read",
+    "require_free_latent",
     "require_free_layers",
     "subjects_of",
     "write_perturbation",
@@ -260,6 +261,20 @@ def require_free_layers(
     if taken := [name for name in names if name == read or (name in layers and not own)]:
         found = f"layers of {cells.where(role)} that hold something else: {taken}"
         raise ConfigError(f"{call}, name of the layer", found=found, fix="choose another name")
+
+
+def require_free_latent(data: Data, key: str) -> None:
+    """Refuse to write the vectors of predicted cells over an array that no earlier call with this key wrote.
+
+    Raises
+    ------
+    ConfigError
+        If there is one.
+    """
+    name = keys.perturbed_latent_key(key)
+    if key != keys.PERTURBED and name in data.obsm and not recorded(data, "perturb", key=key):
+        found = f"obsm[{name!r}], which holds something else, is where vectors of the predicted cells go"
+        raise ConfigError(f"perturb(key_added={key!r})", found=found, fix="choose another name")
 
 
 def write_perturbation(

@@ -627,6 +627,7 @@ class CellxPert(SetupMethods, IntegrationMethods):
             exchange.require_free_layers(
                 data, cells, [key_added], role="rna", call="perturb", key=key_added, usual=keys.PERTURBED
             )
+            exchange.require_free_latent(data, key_added)
         job = make_screen(
             asked,
             exchange.subjects_of(state, cells, tokens, groupby=groupby, known=self._trained_cells(data)),

@@ -74,6 +74,7 @@ def perturbed() -> Result:
         table["se"] = np.where(table["variable"] == "MT-CO1", 0.0, 0.05 + 0.01 * np.arange(len(GENES)))
         table["is_target"] = table["variable"].isin(name.split("+"))
         table["is_movable"] = table["variable"] != "MT-CO1"
+        table["converged"] = name != "SPI1"
         tables.append(table)
         baselines += [
             pd.DataFrame({"baseline": b, **where, "variable": GENES, "effect": share * table["effect"]})

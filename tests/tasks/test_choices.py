@@ -71,7 +71,8 @@ def test_what_moves_most_is_movable(make_job, screened):
     assert found.movable.tolist() == sorted(np.argsort(-score)[:8].tolist())
     assert not len(found.held)
     anchored = sites(make_job("gene_00", target="anchored"))
-    score = np.abs(job.observed.delta("gene_00")) * network.factors.scale_V.abs().numpy()
+    level_VK = network.factors.levels(torch.arange(network.n_features)).double().numpy()
+    score = np.abs(replace(job.observed, level_VK=level_VK).delta("gene_00")) * network.factors.scale_V.abs().numpy()
     score[0] = -1
     assert anchored.movable.tolist() == sorted(np.argsort(-score)[:8].tolist())
 
@@ -81,7 +82,9 @@ def test_what_goes_with_the_value_is_movable(make_job, screened, genes):
     """Held genes say by their value who moves, not by what is known of knock-outs."""
     job = make_job(genes, target="zero-shot")
     network, vocabulary = screened._state.network, screened._state.vocabulary
-    usual = float(network.factors.centre_V[0])
+    # factors read counts of a usual cell, magnitudes are of counts per 10,000
+    per_count = np.expm1(float(vocabulary.decode(0, 1))) / np.expm1(float(network.factors.level_MK[0, 1]))
+    usual = np.log1p(per_count * np.expm1(float(network.factors.centre_V[0])))
     level = {0: 0.0, 3: np.log1p(3 * np.expm1(usual)), 30: float(vocabulary.decode(0, 30))}
     held = level[0 if genes == "gene_00" else int(genes["gene_00"][1])]
     bin_ = int(bins_of(vocabulary, np.array([0]), np.array([held]))[0])

@@ -138,3 +138,28 @@ def test_a_label_head_reads_genes_as_counts_of_a_usual_cell_and_proteins_as_magn
     network.labels.scale_MK.zero_()
     start_label_head(network.labels, vocabulary, tokens, rows=rows)
     assert not network.labels.scale_MK.any()  # a head that was fitted keeps what it reads
+
+
+def test_factors_read_genes_as_counts_of_a_usual_cell_and_other_magnitudes_as_they_are():
+    mdata = cx.datasets.synthetic(n_cells=150, n_genes=20, n_peaks=0, n_proteins=6, n_types=2, seed=0)
+    cx.CellxPert.setup_mudata(mdata, rna="rna", protein="protein")
+    config = cx.config.preset("nano")
+    cells, rows = Cells.open(mdata, read_setup(mdata)), np.arange(150)
+    vocabulary = Vocabulary.fit(cells, config.tokens, train_rows=rows)
+    tokens = tokenize(cells, vocabulary, config.tokens)
+    network = Network.from_config(
+        config, feature_modality=vocabulary.role_of_feature.tolist(), n_labels=0, place=vocabulary.place, seed=0
+    )
+    start_from_data(network, vocabulary, tokens, rows=rows, assigned=None, seed=0)
+    factors = network.factors
+    total = np.asarray(mdata["rna"].X.sum(axis=1)).ravel()
+    lowest = np.array([np.log1p(1e4 * row.data.min() / n) for row, n in zip(mdata["rna"].X, total, strict=True)])
+    counts = np.log1p(np.expm1(vocabulary.block("rna").bin_means) / np.expm1(np.median(lowest)))
+    np.testing.assert_allclose(factors.level_MK[0], counts, rtol=0.1)  # a bin stands for its mean
+    np.testing.assert_allclose(factors.level_MK[2], vocabulary.block("protein").bin_means, rtol=1e-5)
+    read = np.zeros((150, vocabulary.n_features))
+    for i in range(150):
+        for k in range(tokens.start[i], tokens.start[i + 1]):
+            feature = tokens.feature[k]
+            read[i, feature] = factors.level_MK[vocabulary.role_of_feature[feature], tokens.bin[k]]
+    np.testing.assert_allclose(factors.centre_V, read.mean(axis=0), rtol=1e-4, atol=1e-5)

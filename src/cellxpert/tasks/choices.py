@@ -123,18 +123,28 @@ def _sites(job: Screen, requests: Sequence[Request], rows: Ints) -> Sites:
 
 def _scores(job: Screen, request: Request) -> Floats:
     """How far the mean of each feature is expected to move (V,): in perturbed cells, or in a cell of which nothing else is known."""
-    factors, observed = job.network.factors, job.observed
+    factors = job.network.factors
     assert factors is not None
     scale_V = np.minimum(np.abs(factors.scale_V.numpy()), 1e6)
-    if job.target == "anchored" and observed is not None:
-        return np.abs(observed.delta(request.name)) * scale_V
+    if job.target == "anchored" and job.observed is not None:
+        return np.abs(job.told.delta(request.name)) * scale_V
     plain_V = job.network.blank_means(None).numpy()
     if job.target != "zero-shot" and job.perturbations is not None:
         return np.abs(job.network.blank_means(intervention(job, request)).numpy() - plain_V) * scale_V
     own = np.array(job.own(request))
-    set_M = bins_of(job.vocabulary, own, set_levels(job, request, factors.centre_V.numpy()[own]))
+    set_M = bins_of(job.vocabulary, own, set_levels(job, request, _usual(job, own)))
     asked_V = job.network.blank_means(None, clamped=(own.tolist(), set_M.tolist())).numpy()
     return np.abs(asked_V - plain_V) * scale_V
+
+
+def _usual(job: Screen, feature_M: Ints) -> Floats:
+    """Usual magnitudes of features: what the factors know of them is on a scale of their own."""
+    factors = job.network.factors
+    assert factors is not None
+    own_MK = factors.levels(torch.from_numpy(feature_M)).double().numpy()
+    level_MK = job.vocabulary.decode(feature_M[:, None], np.arange(own_MK.shape[1]))
+    centre_M = factors.centre_V.double().numpy()[feature_M]
+    return np.array([np.interp(*x) for x in zip(centre_M, own_MK, level_MK, strict=True)])
 
 
 def set_levels(job: Screen, request: Request, level_NM: npt.NDArray[np.floating]) -> Floats:

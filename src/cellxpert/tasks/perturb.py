@@ -188,6 +188,7 @@ def _predict(job: Screen, request: Request, group: str, null: _Null) -> Part:
     if job.n_replicates > 1:
         chain_JP = draws["effect"].mean(axis=1)
         se_chains_V[sites.movable] = chain_JP.std(axis=0, ddof=1) / np.sqrt(job.n_replicates)
+    condition = _condition(job, request, group, null, arm=arm, draws=draws)
     return Part(
         key=key,
         table=effect_table(
@@ -199,8 +200,9 @@ def _predict(job: Screen, request: Request, group: str, null: _Null) -> Part:
             is_target=is_target_V[place_G],
             is_movable=is_movable_V[place_G],
             se_chains=se_chains_V[place_G],
+            converged=bool(condition["converged"]),
         ),
-        condition=_condition(job, request, group, null, arm=arm, draws=draws),
+        condition=condition,
         baselines=_baselines(job, request, group),
         trajectory=trajectory_table(key, {"perturbed": arm, "null": null.arm}, n_replicates=job.n_replicates),
         expression={

@@ -73,6 +73,8 @@ def with_surroundings(job: Screen, result: PerturbResult, around: Around) -> Per
     asked_N = measured(job.collator, np.arange(len(job.subjects.names)))[:, job.place_G].any(axis=1)
     if job.subjects.condition is not None:
         asked_N &= np.asarray(job.subjects.condition, dtype=object) == job.subjects.control
+    of_conditions = result.conditions.set_index(["perturbation", "group"])["converged"]
+    converged = {key: bool(value) for key, value in of_conditions.items()}
     tables, reached = [pd.DataFrame(columns=list(TABLE_COLUMNS))], {}
     for key, expression in result.expression.items():
         start_S = np.array([row_of[name] for name in result.cells[key]])
@@ -97,6 +99,7 @@ def with_surroundings(job: Screen, result: PerturbResult, around: Around) -> Per
                 start_NG=start_NG.astype(np.float32),
                 is_target=nothing_G,
                 is_movable=nothing_G,
+                converged=converged[key],
             )
         )
         with torch.no_grad():

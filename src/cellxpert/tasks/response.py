@@ -41,6 +41,7 @@ TABLE_COLUMNS = (
     "expressed_fraction",
     "is_target",
     "is_movable",
+    "converged",
 )
 CONDITION_COLUMNS = (
     "perturbation",
@@ -76,6 +77,7 @@ class PerturbResult:
     ``effect`` (difference of mean log1p counts per 10,000, perturbed minus paired null), ``se`` (its standard error over start
     cells), ``se_chains`` (over chains, of movable genes: how much of it another seed could change), ``p_value`` (paired t-test over start cells), ``adj_p_value`` (Benjamini-Hochberg within perturbation and group),
     ``null_effect`` (null minus start cells), ``expressed_fraction`` (of start cells), ``is_target``, ``is_movable``.
+    ``converged`` (of the condition's chains: where False, p values tell where chains have got to, and another run may say otherwise).
     NaN for genes that were measured in none of the start cells.
     p values are of the prediction, given the model: they tell sampling noise from none, not right from wrong."""
     conditions: pd.DataFrame
@@ -213,6 +215,7 @@ def effect_table(
     is_target: npt.NDArray[np.bool_],
     is_movable: npt.NDArray[np.bool_],
     se_chains: npt.NDArray[np.float64] | float = np.nan,
+    converged: bool = True,
 ) -> pd.DataFrame:
     """Compare two arms, cell by cell.
 
@@ -230,6 +233,8 @@ def effect_table(
         Which genes are set, and which could respond in the chains.
     se_chains
         Standard error of effects over chains, NaN where there is none.
+    converged
+        Whether the chains behind it have.
 
     Returns
     -------
@@ -266,6 +271,7 @@ def effect_table(
             "expressed_fraction": _mean_where(start_NG > 0, here_NG),
             "is_target": is_target,
             "is_movable": is_movable,
+            "converged": converged,
         },
         columns=list(TABLE_COLUMNS),
     )

@@ -163,12 +163,10 @@ class Screen:
     @functools.cached_property
     def level_VK(self) -> torch.Tensor:
         """Magnitude that results give to each bin of each feature (those of genes scaled to ``target_sum``)."""
-        assert self.network.factors is not None
-        level_VK = self.network.factors.levels(torch.arange(self.network.n_features))
+        level_VK = self.vocabulary.decode(np.arange(self.network.n_features)[:, None], np.arange(self.network.n_bins))
         if "rna" in self.vocabulary.roles and self.vocabulary.block("rna").transform == "log":
-            place_G = torch.from_numpy(self.place_G)
-            level_VK[place_G] = (level_VK[place_G].expm1() * (self.settings.target_sum / 1e4)).log1p()
-        return level_VK
+            level_VK[self.place_G] = np.log1p(np.expm1(level_VK[self.place_G]) * (self.settings.target_sum / 1e4))
+        return torch.from_numpy(level_VK).float()
 
     @functools.cached_property
     def reported(self) -> Observed:
@@ -178,6 +176,14 @@ class Screen:
             return replace(self.observed, level_VK=level_VK)
         names, nobody = [""] * len(self.subjects.names), np.zeros(0, np.int64)
         return Observed(collator=self.collator, condition=names, rows=nobody, control="", level_VK=level_VK)
+
+    @functools.cached_property
+    def told(self) -> Observed:
+        """Observed cells on the scale of the network's factors."""
+        assert self.observed is not None
+        assert self.network.factors is not None
+        level_VK = self.network.factors.levels(torch.arange(self.network.n_features))
+        return replace(self.observed, level_VK=level_VK.double().numpy())
 
     def fingerprint(self, model_hash: str) -> dict[str, Any]:
         """Plain values that differ where any result could."""

@@ -329,7 +329,7 @@ def _run(
         shuffle_positions=config.network.position,
         whole=settings.cell_weight > 0,
         assigned=assigned,
-        blank=0.0 if assigned is None else settings.blank,
+        blank=settings.share_blank(perturbed=assigned is not None),
         batches=batch_N,
         modality_V=network.embedding.feature_modality[:-1].numpy(),
         modality_dropout=settings.modality_dropout,

@@ -101,7 +101,7 @@ def start_from_data(
     frequencies = log_bin_frequencies(tokens, control, n_bins=network.n_bins)
     network.set_bin_prior(torch.from_numpy(frequencies))
     if network.factors is not None:
-        level_MK = vocabulary.levels(len(network.factors.level_MK))
+        level_MK = _levels(vocabulary, tokens, rows, n_modalities=len(network.factors.level_MK))
         found = factor_model(
             tokens,
             rows,
@@ -135,18 +135,16 @@ def start_from_data(
 def start_label_head(head: LabelHead, vocabulary: Vocabulary, tokens: Tokens, *, rows: npt.NDArray[np.int64]) -> None:
     """Let a label head that was never fitted read magnitudes, those of genes as log1p of counts in a usual cell, in place.
 
-    Their own magnitudes are of counts per 10,000: where cells have fewer, as in targeted panels, these hardly tell one count from five.
     Niches are left to the cell vector, which a cell without neighbours does not lack; read directly they cost accuracy where types lie
     mixed, and gain as little where they do not.
     """
     if head.magnitude.weight.any():
         return
-    modality_V = head.modality_V[:-1].numpy()
-    scale_MK = level_MK = vocabulary.levels(len(head.scale_MK))
-    if "rna" in vocabulary.roles and vocabulary.block("rna").transform == "log":
-        scale_MK = _counted(tokens, rows, level_MK=level_MK, modality_V=modality_V)
+    scale_MK = _levels(vocabulary, tokens, rows, n_modalities=len(head.scale_MK))
+    if _counts_genes(vocabulary):
         scale_MK[0] *= COUNT_SCALE
         if "protein" in vocabulary.roles:
+            modality_V = head.modality_V[:-1].numpy()
             scale_MK[PROTEIN] *= _protein_scale(tokens, rows, scale_MK=scale_MK, modality_V=modality_V)
     if NICHE in vocabulary.roles:
         scale_MK[MODALITIES.index(NICHE)] = 0.0
@@ -184,6 +182,22 @@ def tilts(log_p_VK: Floats, level_VK: Floats, shift_PV: Floats) -> Floats:
             above_V = (p_VK * level_VK).sum(axis=1) - mean_V > shift_PV[row]
             high[row], low[row] = np.where(above_V, exponent_V, high[row]), np.where(above_V, low[row], exponent_V)
     return (low + high) / 2
+
+
+def _counts_genes(vocabulary: Vocabulary) -> bool:
+    return "rna" in vocabulary.roles and vocabulary.block("rna").transform == "log"
+
+
+def _levels(vocabulary: Vocabulary, tokens: Tokens, rows: Ints, *, n_modalities: int) -> Floats:
+    """Magnitude of each bin in each modality; of genes log1p of counts in a usual cell.
+
+    Magnitudes of genes are of counts per 10,000: where cells have fewer, as in targeted panels, these hardly tell one count from
+    five, and noise of the few counts weighs as much as what cells have in common.
+    """
+    level_MK = vocabulary.levels(n_modalities)
+    if not _counts_genes(vocabulary):
+        return level_MK
+    return _counted(tokens, rows, level_MK=level_MK, modality_V=vocabulary.role_of_feature)
 
 
 def _counted(tokens: Tokens, rows: npt.NDArray[np.int64], *, level_MK: Floats, modality_V: Ints) -> Floats:
