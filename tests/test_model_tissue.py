@@ -73,6 +73,11 @@ def test_an_adapter_keeps_the_tissue_head(model: cx.CellxPert, mdata: MuData, tm
     adapted.finetune(mdata, adapter="ours", max_epochs=1, progress_bar=False)
     after = adapted._state.network.state_dict()
     assert all(v.equal(after[k]) for k, v in before.items())
+    tissues = ["tissue", "tissue_confidence"]
+    assert not np.array_equal(adapted.get_latent(inplace=False), model.get_latent(inplace=False))
+    assert adapted.annotate(inplace=False)[tissues].equals(model.annotate(inplace=False)[tissues])
+    with pytest.warns(cx.errors.CellxPertWarning, match="merge_adapter: tissues are named by a head that was fitted"):
+        adapted.merge_adapter()
 
 
 def test_fine_tuning_on_other_tissues_makes_the_head_anew(model: cx.CellxPert, mdata: MuData, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
@@ -17,7 +18,7 @@ from cellxpert.adapters import Adapter, AdapterSummary, read_adapter, require_na
 from cellxpert.checkpoint import TrainedState, components_of, weights_hash
 from cellxpert.config import AdapterConfig, ModelConfig
 from cellxpert.data.splits import TrainedOn
-from cellxpert.errors import AdapterError, ConfigError
+from cellxpert.errors import AdapterError, CellxPertWarning, ConfigError
 from cellxpert.files import folder_of, staged_folder
 from cellxpert.nn.network import Network
 from cellxpert.state import StateMethods
@@ -172,6 +173,11 @@ class AdapterMethods(StateMethods):
         ------
         AdapterError
             If there is no such adapter, or there are others, which would be left without the weights that they belong to.
+
+        Warns
+        -----
+        CellxPertWarning
+            If the model names tissues: their head was fitted to the vectors before the merge.
         """
         base, adapter = self._base_state(), self._adapter_or_only(name, "merge_adapter")
         if others := [other for other in self.adapters if other != adapter.name]:
@@ -180,6 +186,10 @@ class AdapterMethods(StateMethods):
         network = _with_head(base, adapter)
         require_same_answers(inject(network, adapter.config, adapter.tensors), network, adapter.config)
         state = self._trained() if self._active == adapter.name else adapted_state(base, adapter)
+        if base.tissues is not None:
+            fix = "finetune() on cells with tissues fits it anew"
+            text = f"merge_adapter: tissues are named by a head that was fitted to the vectors before the merge; {fix}"
+            warnings.warn(text, CellxPertWarning, stacklevel=2)
         self._adapters, self._merged = (), (*self._merged, adapter.name)
         self._config = state.config
         self._use(None, state, base=state)

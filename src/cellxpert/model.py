@@ -334,7 +334,7 @@ class CellxPert(SetupMethods, IntegrationMethods):
         """
         started = time.perf_counter()
         data, tokens = self._read(mdata, "get_latent", inplace=inplace)
-        vectors, *_ = self._embed(tokens, batch_size)
+        vectors, *_ = self._embed(self._trained(), tokens, batch_size)
         if not inplace:
             return vectors
         write_obsm(data, key_added, vectors)
@@ -480,7 +480,11 @@ class CellxPert(SetupMethods, IntegrationMethods):
         data, tokens = self._read(mdata, "annotate", inplace=inplace)
         if inplace:
             labelling.require_free_columns(state, data, key_added)
-        _, logits, tissues = self._embed(tokens, batch_size)
+        _, logits, tissues = self._embed(state, tokens, batch_size)
+        if state.tissues is not None and (base := self._base_state()) is not state:
+            *_, tissues = self._embed(
+                base, tokens, batch_size
+            )  # their head was fitted to the vectors of the model itself
         result = annotate(
             labelling.evidence(state, data, tokens, logits_NC=logits, tissue_NC=tissues, clusters_key=clusters_key),
             classes=state.labels,
@@ -676,6 +680,8 @@ class CellxPert(SetupMethods, IntegrationMethods):
 
     # --- inside ---
 
-    def _embed(self, tokens: Tokens, batch_size: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        state = self._trained()
+    def _embed(
+        self, state: TrainedState, tokens: Tokens, batch_size: int | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        state.network.to(self._device)
         return embed(state.network, exchange.collate(state, tokens), batch_size=batch_size, device=self._device)
