@@ -61,7 +61,7 @@ __all__ = [
     "weights_hash",
 ]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Version of the folder's layout; readers refuse newer ones. Since 2 there may be a calibration, which readers of 1 would miss, since 3
 an integration."""
 _CONFIG, _VOCABULARY, _WEIGHTS = "config.json", "vocabulary.json", "weights.safetensors"

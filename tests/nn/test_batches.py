@@ -79,7 +79,7 @@ def test_the_decoder_is_told_and_the_encoder_is_not(small_config, make_batch, fa
         told.batches.shift.weight.zero_()
         tilted = told(dataclasses.replace(batch, batch_B=torch.tensor([1, IGNORE, 2])))
     query_BQ = batch.masked.query_BQ
-    level_BQK = told.factors.levels(query_BQ) if factors else magnitude_scale(N_BINS).expand(3, 6, -1)
+    level_BQK = told.factors.tilted(query_BQ) if factors else magnitude_scale(N_BINS).expand(3, 6, -1)
     for b, code in ((0, 1), (2, 2)):
         tilt_Q1 = told.batches.tilt.weight[code, query_BQ[b]][:, None]
         for name in ("masked_BQK", "whole_BQK"):

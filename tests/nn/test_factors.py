@@ -35,6 +35,7 @@ def make_factors(*, n_targets=0, n_factors=R, seed=0):
         for weight in factors.parameters():
             weight.normal_(generator=generator)
         factors.level_MK.copy_(torch.tensor([[0.0, 0.3, 0.7, 1.1, 2.0], [0.0, 0.5, 0.6, 0.9, 1.5]]))
+        factors.tilt_MK.copy_(torch.tensor([[0.0, 0.9, 1.3, 1.5, 1.9], [0.0, 0.4, 0.7, 0.8, 1.0]]))
         factors.centre_V.normal_(generator=generator)
         factors.scale_V.uniform_(0.5, 2.0, generator=generator)
         if n_targets:
@@ -107,7 +108,7 @@ def answer(factors, feature, z, shift=0.0):
     """What is added to the logits of a feature for given factors."""
     slope = float(factors.answer.weight[feature].detach().numpy() @ z)
     at_zero = float(factors.zero.weight[feature].detach().numpy() @ z)
-    tilt = np.array([slope * level(factors, feature, k) + at_zero * (k == 0) for k in range(K)])
+    tilt = np.array([slope * float(factors.tilt_MK[feature % 2, k]) + at_zero * (k == 0) for k in range(K)])
     if shift:
         tilt += float(shift) * factors.intervention.counted_MK[feature % 2].numpy()
     return tilt
@@ -260,8 +261,10 @@ def test_factors_are_the_posterior_mean_of_a_gaussian_factor_model():
         factors = make_factors(n_factors=n_factors)
         factors.start_from(
             level_MK=factors.level_MK.clone(),
+            tilt_MK=factors.tilt_MK.clone(),
             centre_V=torch.from_numpy(centre),
             deviation_V=torch.from_numpy(deviation),
+            tilt_deviation_V=torch.from_numpy(deviation),
             loading_VR=torch.from_numpy(loading),
             unique_V=torch.from_numpy(unique),
         )
@@ -279,8 +282,10 @@ def test_missing_factors_stay_zero():
     ones = torch.ones(V, dtype=torch.float64)
     factors.start_from(
         level_MK=factors.level_MK.clone(),
+        tilt_MK=factors.tilt_MK.clone(),
         centre_V=ones,
         deviation_V=ones,
+        tilt_deviation_V=ones,
         loading_VR=0.5 * ones[:, None],
         unique_V=ones,
     )
@@ -297,9 +302,11 @@ def test_an_answer_is_a_gaussian_whose_mean_follows_the_factors():
     loading, deviation, centre = rng.normal(size=(V, R)) / 2, rng.uniform(0.4, 0.8, V), rng.normal(size=V)
     grid = torch.linspace(-9, 9, n_bins, dtype=torch.float64)
     factors.start_from(
-        level_MK=grid[None],
-        centre_V=torch.from_numpy(centre),
-        deviation_V=torch.from_numpy(deviation),
+        level_MK=2 * grid[None],  # read on another scale than answers tilt
+        tilt_MK=grid[None],
+        centre_V=torch.from_numpy(2 * centre),
+        deviation_V=torch.from_numpy(2 * deviation),
+        tilt_deviation_V=torch.from_numpy(deviation),
         loading_VR=torch.from_numpy(loading),
         unique_V=torch.full((V,), 0.5, dtype=torch.float64),
     )
@@ -320,7 +327,7 @@ def test_an_answer_is_a_gaussian_whose_mean_follows_the_factors():
         factors.intervention.counted_MK.copy_(grid)
     after = factors.intervene(Evidence(sum_BR=nothing[0], precision_BR=nothing[0]), _one(0, 0))
     p_VK = (prior_VK + factors(query, after)[0]).softmax(-1)
-    moved = ((p_VK * grid).sum(-1) - torch.from_numpy(centre)) * factors.scale_V
+    moved = 2 * ((p_VK * grid).sum(-1) - torch.from_numpy(centre)) * factors.scale_V
     close(factors.expected(query, after)[0], moved.detach().numpy(), 1e-8)
 
 
@@ -332,7 +339,7 @@ def test_more_of_what_a_feature_follows_means_more_of_it():
     evidence = Evidence(sum_BR=precision[0], precision_BR=precision[0])
     with torch.no_grad():
         for table, other, statistic in (
-            (factors.answer, factors.zero, lambda p: (p * factors.level_MK[1]).sum()),
+            (factors.answer, factors.zero, lambda p: (p * factors.tilt_MK[1]).sum()),
             (factors.zero, factors.answer, lambda p: p[0]),
         ):
             kept = other.weight.clone()
@@ -608,6 +615,7 @@ def test_weights_and_what_the_model_starts_from_travel_through_files(make_networ
     names = {n.removeprefix("factors.") for n in network.state_dict() if n.startswith("factors.")}
     assert {
         "level_MK",
+        "tilt_MK",
         "centre_V",
         "scale_V",
         "intervention.log_usual_VK",

@@ -157,6 +157,7 @@ def test_factors_read_genes_as_counts_of_a_usual_cell_and_other_magnitudes_as_th
     counts = np.log1p(np.expm1(vocabulary.block("rna").bin_means) / np.expm1(np.median(lowest)))
     np.testing.assert_allclose(factors.level_MK[0], counts, rtol=0.1)  # a bin stands for its mean
     np.testing.assert_allclose(factors.level_MK[2], vocabulary.block("protein").bin_means, rtol=1e-5)
+    np.testing.assert_allclose(factors.tilt_MK[0], vocabulary.block("rna").bin_means, rtol=1e-5)
     read = np.zeros((150, vocabulary.n_features))
     for i in range(150):
         for k in range(tokens.start[i], tokens.start[i + 1]):

@@ -125,6 +125,8 @@ class FactorModel:
 
     centre_V: npt.NDArray[np.float32]
     deviation_V: npt.NDArray[np.float32]
+    tilt_deviation_V: npt.NDArray[np.float32]
+    """Deviation of the magnitudes that answers tilt."""
     loading_VR: npt.NDArray[np.float32]
     unique_V: npt.NDArray[np.float32]
 
@@ -135,6 +137,7 @@ def factor_model(
     *,
     modality_V: npt.NDArray[np.int64],
     level_MK: Floats,
+    tilt_MK: Floats,
     n_factors: int,
     seed: int,
     condition_N: npt.NDArray[np.int64] | None = None,
@@ -150,6 +153,8 @@ def factor_model(
         As in :func:`principal_components`.
     level_MK
         Magnitude that each bin of each modality stands for, 0 for bin 0.
+    tilt_MK
+        The same on the scale that answers tilt.
     n_factors
         Most factors returned.
     condition_N
@@ -172,10 +177,9 @@ def factor_model(
     measured_PV = tokens.measured_features[group_PX[:, 0]].astype(np.float64)
     pattern = group_PX
     n_V = np.maximum(np.bincount(pattern_N.reshape(-1), minlength=len(pattern)) @ measured_PV, 1)
-    centre_V = np.asarray(level_NV.sum(axis=0)).ravel() / n_V
-    variance_V = np.asarray(level_NV.power(2).sum(axis=0)).ravel() / n_V - centre_V**2
-    varies_V = variance_V > 1e-8
-    deviation_V = np.sqrt(np.where(varies_V, variance_V, 1.0))
+    centre_V, deviation_V, varies_V = _moments(level_NV, n_V)
+    tilt_NV = sparse.csr_array(scaled_magnitudes(tokens, rows, scale_MK=tilt_MK, modality_V=modality_V))
+    _, tilt_deviation_V, _ = _moments(tilt_NV, n_V)
     level_NV = sparse.csr_array(level_NV * (varies_V / deviation_V))
     member_NP = sparse.csr_array((np.ones(len(rows)), (np.arange(len(rows)), pattern_N.reshape(-1))))
     mean_PV = measured_PV * varies_V * centre_V / deviation_V
@@ -197,7 +201,16 @@ def factor_model(
         n_G = np.bincount(tokens.pattern[usual_rows], minlength=len(tokens.measured_features))
         measured_V = n_G @ tokens.measured_features
         centre_V = np.where(measured_V > 0, total_V / np.maximum(measured_V, 1), centre_V)
-    return FactorModel(*(x.astype(np.float32) for x in (centre_V, deviation_V, loading_VR, unique_V)))
+    found = (centre_V, deviation_V, tilt_deviation_V, loading_VR, unique_V)
+    return FactorModel(*(x.astype(np.float32) for x in found))
+
+
+def _moments(level_NV: sparse.csr_array, n_V: Floats) -> tuple[Floats, Floats, npt.NDArray[np.bool_]]:
+    """Mean and standard deviation of features over the cells in which they were measured (1 where nothing varies), and which vary."""
+    centre_V = np.asarray(level_NV.sum(axis=0)).ravel() / n_V
+    variance_V = np.asarray(level_NV.power(2).sum(axis=0)).ravel() / n_V - centre_V**2
+    varies_V = variance_V > 1e-8
+    return centre_V, np.sqrt(np.where(varies_V, variance_V, 1.0)), varies_V
 
 
 def leading_factors(

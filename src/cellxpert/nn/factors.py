@@ -5,8 +5,10 @@ are x = loading z + noise with z ~ N(0, 1). Every visible magnitude adds evidenc
 
     z = (sum of read(i) e_i + prior) / (1 + sum of read(i)^2),    e_i = (magnitude - usual magnitude) * scale,
 
-over the features i that it sees: the posterior mean, with its precision taken as diagonal. The answer tilts the query's usual
-distribution over bins: logits += <answer, z> * magnitude of the bin + <zero, z> for bin 0. It starts at the training cells'
+over the features i that it sees: the posterior mean, with its precision taken as diagonal. Genes are read as counts of a usual cell
+(on a log scale), whose noise does not hide what cells share. The answer tilts the query's usual
+distribution over bins: logits += <answer, z> * magnitude of the bin + <zero, z> for bin 0. There the magnitude is that of results:
+it grows less from one count to many, so that a tilt of what is rare does not end at the largest counts. It starts at the training cells'
 principal components (:meth:`Factors.start_from`) and is trained with the rest. Sums over what is visible, of functions of
 (feature, bin) alone: queries and values stay isolated from one another, as in :mod:`cellxpert.nn.decoder`.
 
@@ -76,6 +78,7 @@ class Factors(nn.Module):
     """
 
     level_MK: Tensor
+    tilt_MK: Tensor
     centre_V: Tensor
     scale_V: Tensor
     modality_V: Tensor
@@ -87,29 +90,42 @@ class Factors(nn.Module):
         self.answer = nn.Embedding(n_features, n_factors)
         self.zero = nn.Embedding(n_features, n_factors)
         self.intervention = _Intervention(n_features, n_targets, n_modalities, n_bins) if n_targets else None
+        # what values are read as, and what answers tilt
         self.register_buffer("level_MK", magnitude_scale(n_bins).expand(n_modalities, -1).clone())
+        self.register_buffer("tilt_MK", self.level_MK.clone())
         self.register_buffer("centre_V", torch.zeros(n_features))
         self.register_buffer("scale_V", torch.ones(n_features))
         self.register_buffer("modality_V", modality_V, persistent=False)
 
     @torch.no_grad()
     def start_from(
-        self, *, level_MK: Tensor, centre_V: Tensor, deviation_V: Tensor, loading_VR: Tensor, unique_V: Tensor
+        self,
+        *,
+        level_MK: Tensor,
+        tilt_MK: Tensor,
+        centre_V: Tensor,
+        deviation_V: Tensor,
+        tilt_deviation_V: Tensor,
+        loading_VR: Tensor,
+        unique_V: Tensor,
     ) -> None:
         """Set bins' magnitudes, and begin at a factor model of the training cells.
 
         Parameters
         ----------
-        level_MK
-            Magnitude that each bin stands for.
+        level_MK, tilt_MK
+            Magnitude that each bin is read as, and the one that answers tilt.
         centre_V, deviation_V
-            Mean and standard deviation of each feature's magnitude.
+            Mean and standard deviation of each feature as it is read.
+        tilt_deviation_V
+            Standard deviation of the magnitudes that answers tilt.
         loading_VR
             Loadings of the standardised magnitudes; missing factors stay 0.
         unique_V
             Variance that the factors leave, of a total of 1.
         """
         self.level_MK.copy_(level_MK)
+        self.tilt_MK.copy_(tilt_MK)
         self.centre_V.copy_(centre_V)
         self.scale_V.copy_(1 / (deviation_V * unique_V.sqrt()))
         n = loading_VR.shape[1]
@@ -117,11 +133,15 @@ class Factors(nn.Module):
             table.weight.zero_()
         self.read.weight[:, :n] = loading_VR / unique_V.sqrt()[:, None]
         # tilting a distribution by s * magnitude moves its mean by s * variance
-        self.answer.weight[:, :n] = loading_VR / deviation_V[:, None]
+        self.answer.weight[:, :n] = loading_VR / tilt_deviation_V[:, None]
 
     def levels(self, feature_N: Tensor) -> Tensor:
-        """Magnitudes of all bins of features, (..., K)."""
+        """What all bins of features are read as, (..., K)."""
         return self.level_MK[self.modality_V[feature_N.clamp(min=0)]]
+
+    def tilted(self, feature_N: Tensor) -> Tensor:
+        """Magnitudes of all bins of features as answers tilt them, (..., K)."""
+        return self.tilt_MK[self.modality_V[feature_N.clamp(min=0)]]
 
     def deviations(self, feature_N: Tensor, bin_N: Tensor) -> Tensor:
         """Return e of (feature, bin) pairs; features below 0 give some number that the caller masks."""
@@ -247,7 +267,7 @@ class Factors(nn.Module):
         z_BQR = sum_BQR / (1 + precision_BQR)
         shift_BQ, zero_BQ = (answer_BQR * z_BQR).sum(-1), (zero_BQR * z_BQR).sum(-1)
         at_zero_K = F.one_hot(query_BQ.new_zeros(()), self.level_MK.shape[1])
-        tilt_BQK = shift_BQ[..., None] * self.levels(query_BQ) + zero_BQ[..., None] * at_zero_K
+        tilt_BQK = shift_BQ[..., None] * self.tilted(query_BQ) + zero_BQ[..., None] * at_zero_K
         if evidence.code_BS is not None:
             tilt_BQK = tilt_BQK + self.shift(query_BQ, evidence)[..., None] * self._counted(query_BQ)
         return tilt_BQK

@@ -222,7 +222,7 @@ class Network(nn.Module):
     def blank_means(
         self, intervention: Intervention | None, *, clamped: tuple[Sequence[int], Sequence[int]] = ((), ())
     ) -> Tensor:
-        """Return the mean magnitude (V,) of every feature in a cell of which nothing is known but an intervention.
+        """Return the mean (V,) of every feature, as factors read it, in a cell of which nothing is known but an intervention.
 
         ``clamped`` names features and the bins that they are observed at.
         """
@@ -260,7 +260,7 @@ class Network(nn.Module):
         if self.batches is None or told.batch_B is None:
             return logits_BQK
         level_BQK = (
-            magnitude_scale(self.n_bins).to(logits_BQK) if self.factors is None else self.factors.levels(query_BQ)
+            magnitude_scale(self.n_bins).to(logits_BQK) if self.factors is None else self.factors.tilted(query_BQ)
         )
         return logits_BQK + self.batches.answers(query_BQ, told.batch_B, level_BQK)
 

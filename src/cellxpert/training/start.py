@@ -101,12 +101,15 @@ def start_from_data(
     frequencies = log_bin_frequencies(tokens, control, n_bins=network.n_bins)
     network.set_bin_prior(torch.from_numpy(frequencies))
     if network.factors is not None:
-        level_MK = _levels(vocabulary, tokens, rows, n_modalities=len(network.factors.level_MK))
+        n_modalities = len(network.factors.level_MK)
+        level_MK = _levels(vocabulary, tokens, rows, n_modalities=n_modalities)
+        tilt_MK = vocabulary.levels(n_modalities)
         found = factor_model(
             tokens,
             rows,
             modality_V=modality_V,
             level_MK=level_MK,
+            tilt_MK=tilt_MK,
             n_factors=network.config.n_factors,
             condition_N=None if assigned is None else conditions_of(assigned),
             usual_rows=control,
@@ -114,8 +117,10 @@ def start_from_data(
         )
         network.factors.start_from(
             level_MK=torch.from_numpy(level_MK).float(),
+            tilt_MK=torch.from_numpy(tilt_MK).float(),
             centre_V=torch.from_numpy(found.centre_V),
             deviation_V=torch.from_numpy(found.deviation_V),
+            tilt_deviation_V=torch.from_numpy(found.tilt_deviation_V),
             loading_VR=torch.from_numpy(found.loading_VR),
             unique_V=torch.from_numpy(found.unique_V),
         )
