@@ -73,6 +73,8 @@ class Intervention:
     """Codes added to those that were learned: predicted ones, of genes that were never perturbed."""
     usual_BI: Tensor | None = None
     """How much each gene does of what interventions usually do, 1 if None; cells take the largest of their genes."""
+    pair_B: Tensor | None = None
+    """How much of what genes set together do beside their parts is expected of this combination, 1 if None."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -146,7 +146,7 @@ def _mosaic(bins: np.ndarray) -> Tokens:
 
 
 def _factors(tokens: Tokens, rows: np.ndarray, **kwargs: object) -> FactorModel:
-    given = {"modality_V": MODALITY, "level_MK": LEVELS, "tilt_MK": LEVELS**2, "n_factors": 4, "seed": 0}
+    given = {"modality_V": MODALITY, "level_MK": LEVELS, "n_factors": 4, "seed": 0}
     return factor_model(tokens, rows, **(given | kwargs))
 
 
@@ -210,14 +210,12 @@ def test_a_planted_covariance_is_found() -> None:
         np.arange(n_cells),
         modality_V=np.zeros(n_features, np.int64),
         level_MK=grid[None],
-        tilt_MK=3 * grid[None],
         n_factors=2,
         seed=0,
     )
     total = (loading**2).sum(axis=1) + unique
     np.testing.assert_allclose(found.centre_V, mean, atol=0.03)
     np.testing.assert_allclose(found.deviation_V, scale * np.sqrt(total), rtol=0.06)
-    np.testing.assert_allclose(found.tilt_deviation_V, 3 * found.deviation_V, rtol=1e-5)
     standardised = loading / np.sqrt(total)[:, None]
     cosine = np.linalg.svd(np.linalg.qr(standardised)[0].T @ np.linalg.qr(found.loading_VR)[0])[1]
     assert (cosine > 0.98).all()

@@ -35,7 +35,7 @@ def make_factors(*, n_targets=0, n_factors=R, seed=0):
         for weight in factors.parameters():
             weight.normal_(generator=generator)
         factors.level_MK.copy_(torch.tensor([[0.0, 0.3, 0.7, 1.1, 2.0], [0.0, 0.5, 0.6, 0.9, 1.5]]))
-        factors.tilt_MK.copy_(torch.tensor([[0.0, 0.9, 1.3, 1.5, 1.9], [0.0, 0.4, 0.7, 0.8, 1.0]]))
+        factors.cap_V.uniform_(0.4, 2.5, generator=generator)
         factors.centre_V.normal_(generator=generator)
         factors.scale_V.uniform_(0.5, 2.0, generator=generator)
         if n_targets:
@@ -108,7 +108,8 @@ def answer(factors, feature, z, shift=0.0):
     """What is added to the logits of a feature for given factors."""
     slope = float(factors.answer.weight[feature].detach().numpy() @ z)
     at_zero = float(factors.zero.weight[feature].detach().numpy() @ z)
-    tilt = np.array([slope * float(factors.tilt_MK[feature % 2, k]) + at_zero * (k == 0) for k in range(K)])
+    cap = float(factors.cap_V[feature])
+    tilt = np.array([slope * min(level(factors, feature, k), cap) + at_zero * (k == 0) for k in range(K)])
     if shift:
         tilt += float(shift) * factors.intervention.counted_MK[feature % 2].numpy()
     return tilt
@@ -261,10 +262,9 @@ def test_factors_are_the_posterior_mean_of_a_gaussian_factor_model():
         factors = make_factors(n_factors=n_factors)
         factors.start_from(
             level_MK=factors.level_MK.clone(),
-            tilt_MK=factors.tilt_MK.clone(),
+            cap_V=factors.cap_V.clone(),
             centre_V=torch.from_numpy(centre),
             deviation_V=torch.from_numpy(deviation),
-            tilt_deviation_V=torch.from_numpy(deviation),
             loading_VR=torch.from_numpy(loading),
             unique_V=torch.from_numpy(unique),
         )
@@ -282,10 +282,9 @@ def test_missing_factors_stay_zero():
     ones = torch.ones(V, dtype=torch.float64)
     factors.start_from(
         level_MK=factors.level_MK.clone(),
-        tilt_MK=factors.tilt_MK.clone(),
+        cap_V=ones,
         centre_V=ones,
         deviation_V=ones,
-        tilt_deviation_V=ones,
         loading_VR=0.5 * ones[:, None],
         unique_V=ones,
     )
@@ -302,11 +301,10 @@ def test_an_answer_is_a_gaussian_whose_mean_follows_the_factors():
     loading, deviation, centre = rng.normal(size=(V, R)) / 2, rng.uniform(0.4, 0.8, V), rng.normal(size=V)
     grid = torch.linspace(-9, 9, n_bins, dtype=torch.float64)
     factors.start_from(
-        level_MK=2 * grid[None],  # read on another scale than answers tilt
-        tilt_MK=grid[None],
-        centre_V=torch.from_numpy(2 * centre),
-        deviation_V=torch.from_numpy(2 * deviation),
-        tilt_deviation_V=torch.from_numpy(deviation),
+        level_MK=grid[None],
+        cap_V=torch.full((V,), 9.0),
+        centre_V=torch.from_numpy(centre),
+        deviation_V=torch.from_numpy(deviation),
         loading_VR=torch.from_numpy(loading),
         unique_V=torch.full((V,), 0.5, dtype=torch.float64),
     )
@@ -327,7 +325,7 @@ def test_an_answer_is_a_gaussian_whose_mean_follows_the_factors():
         factors.intervention.counted_MK.copy_(grid)
     after = factors.intervene(Evidence(sum_BR=nothing[0], precision_BR=nothing[0]), _one(0, 0))
     p_VK = (prior_VK + factors(query, after)[0]).softmax(-1)
-    moved = 2 * ((p_VK * grid).sum(-1) - torch.from_numpy(centre)) * factors.scale_V
+    moved = ((p_VK * grid).sum(-1) - torch.from_numpy(centre)) * factors.scale_V
     close(factors.expected(query, after)[0], moved.detach().numpy(), 1e-8)
 
 
@@ -339,7 +337,7 @@ def test_more_of_what_a_feature_follows_means_more_of_it():
     evidence = Evidence(sum_BR=precision[0], precision_BR=precision[0])
     with torch.no_grad():
         for table, other, statistic in (
-            (factors.answer, factors.zero, lambda p: (p * factors.tilt_MK[1]).sum()),
+            (factors.answer, factors.zero, lambda p: (p * factors.tilted(query[0, 0])).sum()),
             (factors.zero, factors.answer, lambda p: p[0]),
         ):
             kept = other.weight.clone()
@@ -530,6 +528,10 @@ def test_effects_grow_with_the_dose():
     said = _intervention(before=True, usual_BI=torch.arange(12.0).double().view(4, 3) / 9)
     acts = (said.dose_BI != 0).double()
     close(factors.intervene(_nothing_known(4), said).usual_B, (said.usual_BI * acts).amax(1).numpy())
+    share = torch.tensor([1.0, 0.5, 0.0, 0.25]).double()
+    shared = factors.intervene(_nothing_known(4), _intervention(before=True, pair_B=share))
+    close(shared.pair_BS, (once.pair_BS * share[:, None]).detach().numpy())
+    close(shared.code_BS, once.code_BS.detach().numpy())
     opposite = factors.intervene(_nothing_known(), _one(2, 1, 1.0))
     close(opposite.code_BS, -factors.intervene(_nothing_known(), _one(2, 1)).code_BS.detach().numpy())
 
@@ -592,7 +594,16 @@ def test_interventions_begin_at_effects_that_were_observed():
     generator = torch.Generator().manual_seed(0)
     usual, code, direct, pair = (torch.randn(*n, generator=generator) for n in ((V,), (G, 3), (V, 3), (V, 3)))
     log_p, counted = torch.randn(V, K).double(), torch.randn(2, K).double()
-    part.start_from(counted_MK=counted, log_usual_VK=log_p, usual_V=usual, code_GS=code, direct_VS=direct, pair_VS=pair)
+    part.start_from(
+        counted_MK=counted,
+        log_usual_VK=log_p,
+        usual_V=usual,
+        code_GS=code,
+        direct_VS=direct,
+        pair_VS=pair,
+        pair_gain=0.25,
+    )
+    assert part.pair_gain == 0.25
     close(part.log_usual_VK, log_p.numpy(), 1e-6)
     close(part.counted_MK, counted.numpy(), 1e-6)
     close(part.code.weight @ part.direct.weight.T, (code @ direct.T).double().numpy(), 1e-6)
@@ -615,7 +626,7 @@ def test_weights_and_what_the_model_starts_from_travel_through_files(make_networ
     names = {n.removeprefix("factors.") for n in network.state_dict() if n.startswith("factors.")}
     assert {
         "level_MK",
-        "tilt_MK",
+        "cap_V",
         "centre_V",
         "scale_V",
         "intervention.log_usual_VK",

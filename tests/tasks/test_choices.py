@@ -180,6 +180,20 @@ def test_the_registered_kind_is_put_as_in_training(make_job, screened):
         assert told.feature_BI.tolist() == trained.feature_NI.tolist()
 
 
+def test_what_was_seen_of_pairs_is_expected_of_others_as_far_as_they_share_it(make_job, screened):
+    part = screened._state.network.factors.intervention
+    assert screened._state.perturbations.conditions.count("gene_01+gene_06") == 1
+    kept = part.pair_gain.clone()
+    try:
+        part.pair_gain.fill_(0.25)
+        told = {n: choices.intervention(*one(make_job(n))) for n in ("gene_00", "gene_01+gene_06", "gene_00+gene_06")}
+    finally:
+        part.pair_gain.copy_(kept)
+    assert told["gene_00"].pair_B is None
+    assert told["gene_01+gene_06"].pair_B is None
+    assert told["gene_00+gene_06"].pair_B.tolist() == [0.25]
+
+
 def test_embedded_genes_carry_codes_over(make_job, screened):
     part = screened._state.network.factors.intervention
     targets = list(screened._state.perturbations.targets)

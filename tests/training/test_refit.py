@@ -65,10 +65,9 @@ def _planted(strength: float, *, n_genes: int = 40, n_bins: int = 64) -> Planted
     ones = torch.ones(n_features)
     network.factors.start_from(
         level_MK=torch.from_numpy(grid[None]).float(),
-        tilt_MK=torch.from_numpy(grid[None]).float(),
+        cap_V=9 * ones,
         centre_V=2 * ones,
         deviation_V=deviation * ones,
-        tilt_deviation_V=deviation * ones,
         loading_VR=torch.from_numpy(loading).float(),
         unique_V=torch.from_numpy(1 - (loading**2).sum(axis=1)).float().clamp(min=0.1),
     )

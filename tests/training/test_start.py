@@ -14,7 +14,14 @@ from cellxpert.data.setup import read_setup
 from cellxpert.data.tokens import tokenize
 from cellxpert.data.vocabulary import Vocabulary
 from cellxpert.nn import Network
-from cellxpert.training.start import PROTEIN_WEIGHT, start_from_data, start_interventions, start_label_head, tilts
+from cellxpert.training.start import (
+    PROTEIN_WEIGHT,
+    _pairs,
+    start_from_data,
+    start_interventions,
+    start_label_head,
+    tilts,
+)
 
 
 def test_a_tilt_moves_the_mean_by_what_was_asked():
@@ -157,10 +164,33 @@ def test_factors_read_genes_as_counts_of_a_usual_cell_and_other_magnitudes_as_th
     counts = np.log1p(np.expm1(vocabulary.block("rna").bin_means) / np.expm1(np.median(lowest)))
     np.testing.assert_allclose(factors.level_MK[0], counts, rtol=0.1)  # a bin stands for its mean
     np.testing.assert_allclose(factors.level_MK[2], vocabulary.block("protein").bin_means, rtol=1e-5)
-    np.testing.assert_allclose(factors.tilt_MK[0], vocabulary.block("rna").bin_means, rtol=1e-5)
     read = np.zeros((150, vocabulary.n_features))
     for i in range(150):
         for k in range(tokens.start[i], tokens.start[i + 1]):
             feature = tokens.feature[k]
             read[i, feature] = factors.level_MK[vocabulary.role_of_feature[feature], tokens.bin[k]]
     np.testing.assert_allclose(factors.centre_V, read.mean(axis=0), rtol=1e-4, atol=1e-5)
+    caps = [x[x > 0].mean() + 2 * x[x > 0].std() for x in read.T]
+    np.testing.assert_allclose(factors.cap_V, caps, rtol=1e-3)
+    tilted = factors.tilted(torch.arange(vocabulary.n_features)).numpy()
+    levels = factors.level_MK.numpy()[vocabulary.role_of_feature]
+    np.testing.assert_allclose(tilted, np.minimum(levels, np.array(caps)[:, None]), rtol=1e-3)
+
+
+def test_what_pairs_share_is_told_by_leaving_each_out():
+    rng = np.random.default_rng(0)
+    product, own = rng.normal(size=(12, 5)), rng.normal(size=(5, 30))
+    for noise, low, high in ((0.1, 0.9, 1.0), (100.0, 0.0, 0.1)):
+        left = product @ own + noise * rng.normal(size=(12, 30))
+        pair_VS, gain = _pairs(product, left, penalty=0.5)
+        others = []
+        for i in range(12):
+            kept = np.arange(12) != i
+            x, y = product[kept], left[kept]
+            others.append(product[i] @ np.linalg.solve(x.T @ x + 0.5 * np.eye(5), x.T @ y))
+        others = np.array(others)
+        assert gain == pytest.approx(np.clip((others * left).sum() / (others**2).sum(), 0, 1), abs=1e-9)
+        assert low <= gain <= high
+        expected = np.linalg.solve(product.T @ product + 0.5 * np.eye(5), product.T @ left).T
+        np.testing.assert_allclose(pair_VS, expected, atol=1e-9)
+    assert _pairs(product[:1], left[:1], penalty=0.5)[1] == 0.0  # one pair says nothing of another

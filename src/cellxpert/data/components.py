@@ -29,6 +29,8 @@ MAX_COMPONENTS = 50
 """Components looked for: the customary number."""
 MAX_CELLS = 20_000
 """Cells that are enough to find them."""
+CAP = 2.0
+"""Deviations above what a feature usually shows where it is there, beyond which magnitudes count as this much."""
 
 Floats = npt.NDArray[np.float64]
 _LEAST_UNIQUE = 0.1
@@ -125,8 +127,8 @@ class FactorModel:
 
     centre_V: npt.NDArray[np.float32]
     deviation_V: npt.NDArray[np.float32]
-    tilt_deviation_V: npt.NDArray[np.float32]
-    """Deviation of the magnitudes that answers tilt."""
+    cap_V: npt.NDArray[np.float32]
+    """``CAP`` deviations above the mean of the feature's magnitudes other than 0: what hardly a cell exceeds."""
     loading_VR: npt.NDArray[np.float32]
     unique_V: npt.NDArray[np.float32]
 
@@ -137,7 +139,6 @@ def factor_model(
     *,
     modality_V: npt.NDArray[np.int64],
     level_MK: Floats,
-    tilt_MK: Floats,
     n_factors: int,
     seed: int,
     condition_N: npt.NDArray[np.int64] | None = None,
@@ -153,8 +154,6 @@ def factor_model(
         As in :func:`principal_components`.
     level_MK
         Magnitude that each bin of each modality stands for, 0 for bin 0.
-    tilt_MK
-        The same on the scale that answers tilt.
     n_factors
         Most factors returned.
     condition_N
@@ -178,8 +177,7 @@ def factor_model(
     pattern = group_PX
     n_V = np.maximum(np.bincount(pattern_N.reshape(-1), minlength=len(pattern)) @ measured_PV, 1)
     centre_V, deviation_V, varies_V = _moments(level_NV, n_V)
-    tilt_NV = sparse.csr_array(scaled_magnitudes(tokens, rows, scale_MK=tilt_MK, modality_V=modality_V))
-    _, tilt_deviation_V, _ = _moments(tilt_NV, n_V)
+    usual_V, spread_V, _ = _moments(level_NV, np.maximum(np.asarray((level_NV != 0).sum(axis=0)).ravel(), 1))
     level_NV = sparse.csr_array(level_NV * (varies_V / deviation_V))
     member_NP = sparse.csr_array((np.ones(len(rows)), (np.arange(len(rows)), pattern_N.reshape(-1))))
     mean_PV = measured_PV * varies_V * centre_V / deviation_V
@@ -201,12 +199,12 @@ def factor_model(
         n_G = np.bincount(tokens.pattern[usual_rows], minlength=len(tokens.measured_features))
         measured_V = n_G @ tokens.measured_features
         centre_V = np.where(measured_V > 0, total_V / np.maximum(measured_V, 1), centre_V)
-    found = (centre_V, deviation_V, tilt_deviation_V, loading_VR, unique_V)
-    return FactorModel(*(x.astype(np.float32) for x in found))
+    cap_V = usual_V + CAP * spread_V
+    return FactorModel(*(x.astype(np.float32) for x in (centre_V, deviation_V, cap_V, loading_VR, unique_V)))
 
 
 def _moments(level_NV: sparse.csr_array, n_V: Floats) -> tuple[Floats, Floats, npt.NDArray[np.bool_]]:
-    """Mean and standard deviation of features over the cells in which they were measured (1 where nothing varies), and which vary."""
+    """Mean and standard deviation of each feature over so many cells (1 where nothing varies), and which vary."""
     centre_V = np.asarray(level_NV.sum(axis=0)).ravel() / n_V
     variance_V = np.asarray(level_NV.power(2).sum(axis=0)).ravel() / n_V - centre_V**2
     varies_V = variance_V > 1e-8

@@ -55,6 +55,10 @@ class Perturbations:
         targets = tuple(sorted({gene for name in conditions for gene in genes_of(name, control)}))
         return cls(conditions=conditions, targets=targets, control=control, kind=kind)
 
+    def combined(self, genes: Sequence[str]) -> bool:
+        """Say whether training cells have these genes set together, and no others."""
+        return any(set(genes_of(name, self.control)) == set(genes) for name in self.conditions)
+
     def assign(self, condition: pd.Series, vocabulary: Vocabulary) -> Assigned:
         """Say which genes are set in each cell."""
         names = [genes_of(name, self.control) for name in condition.astype(str)]

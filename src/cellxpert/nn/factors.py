@@ -7,8 +7,8 @@ are x = loading z + noise with z ~ N(0, 1). Every visible magnitude adds evidenc
 
 over the features i that it sees: the posterior mean, with its precision taken as diagonal. Genes are read as counts of a usual cell
 (on a log scale), whose noise does not hide what cells share. The answer tilts the query's usual
-distribution over bins: logits += <answer, z> * magnitude of the bin + <zero, z> for bin 0. There the magnitude is that of results:
-it grows less from one count to many, so that a tilt of what is rare does not end at the largest counts. It starts at the training cells'
+distribution over bins: logits += <answer, z> * magnitude of the bin + <zero, z> for bin 0. That magnitude is capped at what cells that
+have the feature usually show: of a rare one, bins above were hardly seen, and the largest would take all of a strong tilt. It starts at the training cells'
 principal components (:meth:`Factors.start_from`) and is trained with the rest. Sums over what is visible, of functions of
 (feature, bin) alone: queries and values stay isolated from one another, as in :mod:`cellxpert.nn.decoder`.
 
@@ -36,6 +36,8 @@ from cellxpert.nn.cell import magnitude_scale
 
 __all__ = ["Evidence", "Factors"]
 
+MAX_LEVEL = 100.0
+"""Above all magnitudes."""
 N_CODES = 32
 """Directions in which effects of perturbed genes differ."""
 
@@ -78,7 +80,7 @@ class Factors(nn.Module):
     """
 
     level_MK: Tensor
-    tilt_MK: Tensor
+    cap_V: Tensor
     centre_V: Tensor
     scale_V: Tensor
     modality_V: Tensor
@@ -90,9 +92,8 @@ class Factors(nn.Module):
         self.answer = nn.Embedding(n_features, n_factors)
         self.zero = nn.Embedding(n_features, n_factors)
         self.intervention = _Intervention(n_features, n_targets, n_modalities, n_bins) if n_targets else None
-        # what values are read as, and what answers tilt
         self.register_buffer("level_MK", magnitude_scale(n_bins).expand(n_modalities, -1).clone())
-        self.register_buffer("tilt_MK", self.level_MK.clone())
+        self.register_buffer("cap_V", torch.full((n_features,), MAX_LEVEL))
         self.register_buffer("centre_V", torch.zeros(n_features))
         self.register_buffer("scale_V", torch.ones(n_features))
         self.register_buffer("modality_V", modality_V, persistent=False)
@@ -102,10 +103,9 @@ class Factors(nn.Module):
         self,
         *,
         level_MK: Tensor,
-        tilt_MK: Tensor,
+        cap_V: Tensor,
         centre_V: Tensor,
         deviation_V: Tensor,
-        tilt_deviation_V: Tensor,
         loading_VR: Tensor,
         unique_V: Tensor,
     ) -> None:
@@ -113,19 +113,19 @@ class Factors(nn.Module):
 
         Parameters
         ----------
-        level_MK, tilt_MK
-            Magnitude that each bin is read as, and the one that answers tilt.
+        level_MK
+            Magnitude that each bin stands for.
+        cap_V
+            Largest magnitude of each feature that answers tilt.
         centre_V, deviation_V
-            Mean and standard deviation of each feature as it is read.
-        tilt_deviation_V
-            Standard deviation of the magnitudes that answers tilt.
+            Mean and standard deviation of each feature's magnitude.
         loading_VR
             Loadings of the standardised magnitudes; missing factors stay 0.
         unique_V
             Variance that the factors leave, of a total of 1.
         """
         self.level_MK.copy_(level_MK)
-        self.tilt_MK.copy_(tilt_MK)
+        self.cap_V.copy_(cap_V)
         self.centre_V.copy_(centre_V)
         self.scale_V.copy_(1 / (deviation_V * unique_V.sqrt()))
         n = loading_VR.shape[1]
@@ -133,15 +133,15 @@ class Factors(nn.Module):
             table.weight.zero_()
         self.read.weight[:, :n] = loading_VR / unique_V.sqrt()[:, None]
         # tilting a distribution by s * magnitude moves its mean by s * variance
-        self.answer.weight[:, :n] = loading_VR / tilt_deviation_V[:, None]
+        self.answer.weight[:, :n] = loading_VR / deviation_V[:, None]
 
     def levels(self, feature_N: Tensor) -> Tensor:
-        """What all bins of features are read as, (..., K)."""
+        """Magnitudes of all bins of features, (..., K)."""
         return self.level_MK[self.modality_V[feature_N.clamp(min=0)]]
 
     def tilted(self, feature_N: Tensor) -> Tensor:
-        """Magnitudes of all bins of features as answers tilt them, (..., K)."""
-        return self.tilt_MK[self.modality_V[feature_N.clamp(min=0)]]
+        """The same as far as answers tilt them."""
+        return torch.minimum(self.levels(feature_N), self.cap_V[feature_N.clamp(min=0)][..., None])
 
     def deviations(self, feature_N: Tensor, bin_N: Tensor) -> Tensor:
         """Return e of (feature, bin) pairs; features below 0 give some number that the caller masks."""
@@ -200,12 +200,13 @@ class Factors(nn.Module):
         code_BS = code_BIS.sum(1)
         acts_BI = (dose_BI != 0).to(dose_BI.dtype)
         usual_BI = acts_BI if intervention.usual_BI is None else acts_BI * intervention.usual_BI
+        pair_BS = (code_BS**2 - (code_BIS**2).sum(1)) / 2
         return Evidence(
             sum_BR=evidence.sum_BR,
             precision_BR=evidence.precision_BR,
             carried_BR=carried_BR * (1 + evidence.precision_BR),
             code_BS=code_BS,
-            pair_BS=(code_BS**2 - (code_BIS**2).sum(1)) / 2,
+            pair_BS=pair_BS if intervention.pair_B is None else pair_BS * intervention.pair_B[:, None],
             usual_B=usual_BI.amax(1),
         )
 
@@ -287,6 +288,9 @@ class _Intervention(nn.Module):
         self.code = nn.Embedding(n_targets, N_CODES)
         self.direct = nn.Embedding(n_features, N_CODES)
         self.pair = nn.Embedding(n_features, N_CODES)
+        # how much of what pairs do beside their parts carries over to other pairs
+        self.pair_gain: Tensor
+        self.register_buffer("pair_gain", torch.ones(()))
         # how far each feature follows genes that were never perturbed: fitted after training (see training/refit.py)
         self.response_V: Tensor
         self.register_buffer("response_V", torch.ones(n_features))
@@ -306,6 +310,7 @@ class _Intervention(nn.Module):
         code_GS: Tensor,
         direct_VS: Tensor,
         pair_VS: Tensor,
+        pair_gain: float,
     ) -> None:
         """Begin at effects that were observed; missing directions stay 0.
 
@@ -314,6 +319,7 @@ class _Intervention(nn.Module):
         """
         self.counted_MK.copy_(counted_MK)
         self.log_usual_VK.copy_(log_usual_VK)
+        self.pair_gain.fill_(pair_gain)
         self.usual.weight.copy_(usual_V[:, None])
         for table, values in ((self.code, code_GS), (self.direct, direct_VS), (self.pair, pair_VS)):
             table.weight.zero_()

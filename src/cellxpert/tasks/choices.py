@@ -191,6 +191,7 @@ def intervention(job: Screen, request: Request) -> Intervention:
         weight_G = job.carried[gene]
         code_BIS[0, i] = weight_G @ part.code.weight.detach()
         usual_BI[0, i] *= weight_G.sum()
+    seen = len(request.genes) == 1 or job.perturbations.combined(request.genes)
     return Intervention(
         feature_BI=torch.from_numpy(assigned.feature_NI),
         target_BI=torch.from_numpy(assigned.target_NI),
@@ -198,6 +199,7 @@ def intervention(job: Screen, request: Request) -> Intervention:
         before=True,
         code_BIS=code_BIS,
         usual_BI=usual_BI,
+        pair_B=None if seen else part.pair_gain[None].clone(),
     )
 
 

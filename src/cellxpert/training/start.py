@@ -101,15 +101,12 @@ def start_from_data(
     frequencies = log_bin_frequencies(tokens, control, n_bins=network.n_bins)
     network.set_bin_prior(torch.from_numpy(frequencies))
     if network.factors is not None:
-        n_modalities = len(network.factors.level_MK)
-        level_MK = _levels(vocabulary, tokens, rows, n_modalities=n_modalities)
-        tilt_MK = vocabulary.levels(n_modalities)
+        level_MK = _levels(vocabulary, tokens, rows, n_modalities=len(network.factors.level_MK))
         found = factor_model(
             tokens,
             rows,
             modality_V=modality_V,
             level_MK=level_MK,
-            tilt_MK=tilt_MK,
             n_factors=network.config.n_factors,
             condition_N=None if assigned is None else conditions_of(assigned),
             usual_rows=control,
@@ -117,10 +114,9 @@ def start_from_data(
         )
         network.factors.start_from(
             level_MK=torch.from_numpy(level_MK).float(),
-            tilt_MK=torch.from_numpy(tilt_MK).float(),
+            cap_V=torch.from_numpy(found.cap_V),
             centre_V=torch.from_numpy(found.centre_V),
             deviation_V=torch.from_numpy(found.deviation_V),
-            tilt_deviation_V=torch.from_numpy(found.tilt_deviation_V),
             loading_VR=torch.from_numpy(found.loading_VR),
             unique_V=torch.from_numpy(found.unique_V),
         )
@@ -274,15 +270,13 @@ def start_interventions(
     new_GS[:, unused] = left_GS[:, :n] * root_S
     direct_VS[:, unused] = right_SV[:n].T * root_S
     code_GS[~kept_G] = new_GS
-    pairs = (member_PG != 0).sum(axis=1) > 1
+    pairs, pair_gain = (member_PG != 0).sum(axis=1) > 1, float(part.pair_gain)
     if fresh and pairs.any():
         code_PGS = member_PG[pairs][..., None] * code_GS
         product_PS = (code_PGS.sum(axis=1) ** 2 - (code_PGS**2).sum(axis=1)) / 2
         left_PV = own_PV[pairs] - member_PG[pairs] @ code_GS @ direct_VS.T
         penalty = RIDGE * max((product_PS**2).sum() / len(code_GS[0]), 1e-6)
-        pair_VS = np.linalg.solve(
-            product_PS.T @ product_PS + penalty * np.eye(product_PS.shape[1]), product_PS.T @ left_PV
-        ).T
+        pair_VS, pair_gain = _pairs(product_PS, left_PV, penalty=penalty)
     part.start_from(
         counted_MK=torch.from_numpy(counted_MK),
         log_usual_VK=torch.from_numpy(log_p_VK) if fresh else part.log_usual_VK,
@@ -290,4 +284,20 @@ def start_interventions(
         code_GS=torch.from_numpy(code_GS),
         direct_VS=torch.from_numpy(direct_VS),
         pair_VS=torch.from_numpy(pair_VS),
+        pair_gain=pair_gain,
     )
+
+
+def _pairs(product_PS: Floats, left_PV: Floats, *, penalty: float) -> tuple[Floats, float]:
+    """Ridge regression of what pairs do beside their parts on products of codes (V, S), and how much of it other pairs share.
+
+    The share is the slope of what each pair did on what the others say of it. It is 0 where they say nothing, as where there is one pair:
+    what was seen of one combination is then expected of no other.
+    """
+    inverse_SS = np.linalg.inv(product_PS.T @ product_PS + penalty * np.eye(product_PS.shape[1]))
+    pair_SV = inverse_SS @ product_PS.T @ left_PV
+    leverage_P = ((product_PS @ inverse_SS) * product_PS).sum(axis=1)
+    others_PV = left_PV - (left_PV - product_PS @ pair_SV) / (1 - leverage_P)[:, None]
+    size = (others_PV**2).sum()
+    gain = (others_PV * left_PV).sum() / size if len(left_PV) > 1 and size > 0 else 0.0
+    return pair_SV.T, float(np.clip(gain, 0.0, 1.0))
