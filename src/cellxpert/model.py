@@ -482,9 +482,8 @@ class CellxPert(SetupMethods, IntegrationMethods):
             labelling.require_free_columns(state, data, key_added)
         _, logits, tissues = self._embed(state, tokens, batch_size)
         if state.tissues is not None and (base := self._base_state()) is not state:
-            *_, tissues = self._embed(
-                base, tokens, batch_size
-            )  # their head was fitted to the vectors of the model itself
+            # their head was fitted to the vectors of the model itself
+            *_, tissues = self._embed(base, tokens, batch_size)
         result = annotate(
             labelling.evidence(state, data, tokens, logits_NC=logits, tissue_NC=tissues, clusters_key=clusters_key),
             classes=state.labels,

@@ -6,10 +6,10 @@ are x = loading z + noise with z ~ N(0, 1). Every visible magnitude adds evidenc
     z = (sum of read(i) e_i + prior) / (1 + sum of read(i)^2),    e_i = (magnitude - usual magnitude) * scale,
 
 over the features i that it sees: the posterior mean, with its precision taken as diagonal. Genes are read as counts of a usual cell
-(on a log scale), whose noise does not hide what cells share. The answer tilts the query's usual
-distribution over bins: logits += <answer, z> * magnitude of the bin + <zero, z> for bin 0. That magnitude is capped at what cells that
-have the feature usually show: of a rare one, bins above were hardly seen, and the largest would take all of a strong tilt. It starts at the training cells'
-principal components (:meth:`Factors.start_from`) and is trained with the rest. Sums over what is visible, of functions of
+(on a log scale), whose noise does not hide what cells share. The answer tilts the query's usual distribution over bins:
+logits += <answer, z> * magnitude of the bin + <zero, z> for bin 0. That magnitude is capped at what cells that have the feature
+usually show: of a rare one, bins above were hardly seen, and the largest would take all of a strong tilt. It starts at the training
+cells' principal components (:meth:`Factors.start_from`) and is trained with the rest. Sums over what is visible, of functions of
 (feature, bin) alone: queries and values stay isolated from one another, as in :mod:`cellxpert.nn.decoder`.
 
 An intervention tilts answers by what was learned of its genes, logits += shift * count of the bin (on a log scale, in a usual
