@@ -59,13 +59,15 @@ def test_a_path_is_a_path(tmp_path):
         ({"model": "Other", "format_version": 1}, "'Other'"),
         ({"model": "Mine"}, "format_version None"),
         ({"model": "Mine", "format_version": True}, "format_version True"),
-        ({"model": "Mine", "format_version": 3}, "reads up to 2"),
+        ({"model": "Mine", "format_version": 4}, "reads up to 3"),
+        ({"model": "Mine", "format_version": 1}, r"reads 2 to 3[\s\S]*train the model again"),
     ],
 )
 def test_other_formats_are_refused(tmp_path, config, message):
-    files.check_format(tmp_path, {"model": "Mine", "format_version": 2}, model="Mine", version=2)
+    files.check_format(tmp_path, {"model": "Mine", "format_version": 2}, model="Mine", version=3, oldest=2)
+    files.check_format(tmp_path, {"model": "Mine", "format_version": 1}, model="Mine", version=3)
     with pytest.raises(CheckpointVersionError, match=message):
-        files.check_format(tmp_path, config, model="Mine", version=2)
+        files.check_format(tmp_path, config, model="Mine", version=3, oldest=2)
 
 
 @pytest.mark.parametrize(

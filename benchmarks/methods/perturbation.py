@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from cellxpert.data.effects import signal_share
 from cellxpert.metrics import baselines, centroids, gene_set_embedding, target_mask
 from cellxpert.tasks.reference import unseen_weights
 
@@ -61,15 +62,14 @@ class Training:
     def shrunk_delta_TG(self) -> np.ndarray:
         """Effects less the share of sampling noise in their size, towards none (positive-part James-Stein)."""
 
-        def error(rows: np.ndarray) -> np.ndarray:
-            cells = self.adata.layers["log1p"][rows]
-            return (np.asarray(cells.power(2).mean(axis=0)) - np.asarray(cells.mean(axis=0)) ** 2).ravel() / len(rows)
+        def error(name: str) -> np.ndarray:
+            cells = self.adata.layers["log1p"][self.conditions == name]
+            spread = np.asarray(cells.power(2).mean(axis=0)) - np.asarray(cells.mean(axis=0)) ** 2
+            return spread.ravel() / cells.shape[0]
 
-        control = np.flatnonzero(self.conditions == self.control)
-        noise = np.array([error(np.flatnonzero(self.conditions == name)) for name in self.names]) + error(control)
-        weight = 1 / np.maximum(error(control), 1e-12)
-        size = np.maximum((self.delta_TG**2 * weight).sum(axis=1), 1e-12)
-        return self.delta_TG * np.clip(1 - (noise * weight).sum(axis=1) / size, 0, 1)[:, None]
+        control = error(self.control)
+        noise = np.array([error(name) for name in self.names]) + control
+        return self.delta_TG * signal_share(self.delta_TG, noise, np.maximum(control, 1e-12))[:, None]
 
     @property
     def genes(self) -> list[str]:

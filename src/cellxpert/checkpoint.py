@@ -61,9 +61,8 @@ __all__ = [
     "weights_hash",
 ]
 
-FORMAT_VERSION = 4
-"""Version of the folder's layout; readers refuse newer ones. Since 2 there may be a calibration, which readers of 1 would miss, since 3
-an integration."""
+FORMAT_VERSION = 5
+"""Version of the folder's layout and of the network's weights; readers refuse others, as weights of another network mean nothing here."""
 _CONFIG, _VOCABULARY, _WEIGHTS = "config.json", "vocabulary.json", "weights.safetensors"
 _ADAPTERS = "adapters"
 
@@ -220,7 +219,7 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
     CheckpointNotFoundError
         If the folder or one of its files is missing.
     CheckpointVersionError
-        If the format is newer than this version reads, or the folder holds another kind of model.
+        If the format is not the one that this version reads, or the folder holds another kind of model.
     CheckpointError
         If a file is damaged, or weights are missing, unexpected, of another shape or type, not finite, or not those
         that were saved.
@@ -232,31 +231,31 @@ def load_state(dir_path: str | os.PathLike[str]) -> TrainedState:
                 str(folder), found=f"no file {name!r} there", fix="give the folder that model.save() wrote"
             )
     config = read_json(folder / _CONFIG)
-    check_format(folder, config, model="CellxPert", version=FORMAT_VERSION)
+    check_format(folder, config, model="CellxPert", version=FORMAT_VERSION, oldest=FORMAT_VERSION)
     _check_files(folder, config.get("sha256", {}))
     try:
         settings = ModelConfig.from_dict(config["config"])
         setup = Setup.from_dict(config["setup"])
         vocabulary = Vocabulary.from_dict(read_json(folder / _VOCABULARY))
         labels, seed = label_names(config["labels"]), int(config["seed"])
-        steered = bool(config.get("steered", settings.network.label_gradient > 0))  # models of before do not say
+        steered = bool(config["steered"])
         hashes = config["vocabulary_hash"], config["weights_hash"]
-        seen = config.get("perturbations")
+        seen = config["perturbations"]
         perturbations = None if seen is None else Perturbations.from_dict(seen)
         calibration = None
-        if (measured := config.get("calibration")) is not None:
+        if (measured := config["calibration"]) is not None:
             calibration = Calibration.of(measured, read_arrays(folder / CALIBRATION))
         integration = None
-        if (placed := config.get("integration")) is not None:
+        if (placed := config["integration"]) is not None:
             integration = Integration.of(placed, read_arrays(folder / INTEGRATION))
             if (n_read := len(integration.reading.usual_V)) != vocabulary.n_features:
                 raise ValueError(f"an integration of {n_read} features, of {vocabulary.n_features}")
-        seen_cells = config.get("trained_on")
+        seen_cells = config["trained_on"]
         trained_on = None if seen_cells is None else TrainedOn.from_dict(seen_cells)
         tissues = None
-        if (told := config.get("tissues")) is not None:
+        if (told := config["tissues"]) is not None:
             tissues = Tissues(names=label_names(told["names"]), temperature=float(told["temperature"]))
-        batches = label_names(config.get("batches", []))
+        batches = label_names(config["batches"])
         history = history_table(config["history"])
     except (AttributeError, KeyError, TypeError, ValueError, NotSetUpError) as error:
         if isinstance(error, ConfigError | VocabularyError | CheckpointError):

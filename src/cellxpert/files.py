@@ -107,8 +107,8 @@ def staged_folder(target: Path, *, overwrite: bool, marker: str, what: str) -> I
         raise
 
 
-def check_format(folder: Path, config: dict[str, Any], *, model: str, version: int) -> None:
-    """Refuse a folder of another kind, or of a newer format.
+def check_format(folder: Path, config: dict[str, Any], *, model: str, version: int, oldest: int = 1) -> None:
+    """Refuse a folder of another kind, of a newer format, or of one from before ``oldest``.
 
     Raises
     ------
@@ -123,6 +123,11 @@ def check_format(folder: Path, config: dict[str, Any], *, model: str, version: i
     if found > version:
         text = f"format_version {found}; this version reads up to {version}"
         raise CheckpointVersionError(str(folder), found=text, fix="upgrade cellxpert")
+    if found < oldest:
+        text = f"format_version {found}, of another network; this version reads {oldest} to {version}"
+        raise CheckpointVersionError(
+            str(folder), found=text, fix="train the model again with this version, then save it"
+        )
 
 
 def read_tensors(file: Path, expected: Mapping[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:

@@ -40,7 +40,6 @@ def make_factors(*, n_targets=0, n_factors=R, seed=0):
         factors.scale_V.uniform_(0.5, 2.0, generator=generator)
         if n_targets:
             factors.intervention.log_usual_VK.normal_(generator=generator)
-            factors.intervention.counted_MK.copy_(torch.tensor([[0.0, 0.2, 0.8, 1.5, 3.0], [0.0, 0.4, 0.5, 1.2, 1.3]]))
             factors.intervention.response_V.uniform_(0.0, 2.0, generator=generator)
     return factors
 
@@ -111,7 +110,7 @@ def answer(factors, feature, z, shift=0.0):
     cap = float(factors.cap_V[feature])
     tilt = np.array([slope * min(level(factors, feature, k), cap) + at_zero * (k == 0) for k in range(K)])
     if shift:
-        tilt += float(shift) * factors.intervention.counted_MK[feature % 2].numpy()
+        tilt += float(shift) * factors.level_MK[feature % 2].numpy()
     return tilt
 
 
@@ -322,7 +321,6 @@ def test_an_answer_is_a_gaussian_whose_mean_follows_the_factors():
             weight.zero_()
         factors.intervention.usual.weight[:, 0] = shift
         factors.intervention.log_usual_VK.copy_(prior_VK)
-        factors.intervention.counted_MK.copy_(grid)
     after = factors.intervene(Evidence(sum_BR=nothing[0], precision_BR=nothing[0]), _one(0, 0))
     p_VK = (prior_VK + factors(query, after)[0]).softmax(-1)
     moved = ((p_VK * grid).sum(-1) - torch.from_numpy(centre)) * factors.scale_V
@@ -593,9 +591,8 @@ def test_interventions_begin_at_effects_that_were_observed():
     part = make_factors(n_targets=G).intervention
     generator = torch.Generator().manual_seed(0)
     usual, code, direct, pair = (torch.randn(*n, generator=generator) for n in ((V,), (G, 3), (V, 3), (V, 3)))
-    log_p, counted = torch.randn(V, K).double(), torch.randn(2, K).double()
+    log_p = torch.randn(V, K).double()
     part.start_from(
-        counted_MK=counted,
         log_usual_VK=log_p,
         usual_V=usual,
         code_GS=code,
@@ -605,7 +602,6 @@ def test_interventions_begin_at_effects_that_were_observed():
     )
     assert part.pair_gain == 0.25
     close(part.log_usual_VK, log_p.numpy(), 1e-6)
-    close(part.counted_MK, counted.numpy(), 1e-6)
     close(part.code.weight @ part.direct.weight.T, (code @ direct.T).double().numpy(), 1e-6)
     close(part.usual.weight[:, 0], usual.double().numpy())
     close(part.pair.weight[:, :3], pair.double().numpy())
@@ -630,7 +626,6 @@ def test_weights_and_what_the_model_starts_from_travel_through_files(make_networ
         "centre_V",
         "scale_V",
         "intervention.log_usual_VK",
-        "intervention.counted_MK",
         "intervention.response_V",
         "intervention.code.weight",
     } <= names

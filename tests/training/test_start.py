@@ -68,7 +68,7 @@ def test_the_network_begins_at_the_observed_effects():
         own = value[tokens.start[i] : tokens.start[i + 1]]
         one.append(own[own > 0].min())
     level_VK = np.log1p(np.expm1(level_VK) / np.expm1(np.median(one)))
-    np.testing.assert_allclose(network.factors.intervention.counted_MK[0], level_VK[0], rtol=1e-4)
+    np.testing.assert_allclose(network.factors.level_MK[0], level_VK[0], rtol=1e-4)
     effects = condition_effects(tokens, rows, assigned, level_VK=level_VK, n_targets=4)
     _check_effects(network, vocabulary, perturbations, effects)
     # two of the genes were learned before: they stay, and the others are told beside them
@@ -94,7 +94,7 @@ def _usual(network, told):
     query = torch.arange(network.n_features)[None]
     with torch.no_grad():
         logits = network.decode(Questions(query_BQ=query), network.memory(network.encode(batch)))[0]
-    return (logits.softmax(-1) * network.factors.intervention.counted_MK[0]).sum(-1).numpy()
+    return (logits.softmax(-1) * network.factors.level_MK[0]).sum(-1).numpy()
 
 
 def _check_effects(network, vocabulary, perturbations, effects):

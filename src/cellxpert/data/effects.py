@@ -14,7 +14,7 @@ from scipy import sparse
 from cellxpert.data.perturbations import Assigned
 from cellxpert.data.tokens import Tokens
 
-__all__ = ["ConditionEffects", "condition_effects", "conditions_of"]
+__all__ = ["ConditionEffects", "condition_effects", "conditions_of", "signal_share"]
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -45,6 +45,15 @@ def conditions_of(assigned: Assigned) -> Ints:
     """Return a number for each set of genes that are set together, per cell."""
     said = np.sort(np.where(assigned.dose_NI != 0, assigned.target_NI, -1), axis=1)
     return np.unique(said, axis=0, return_inverse=True)[1].reshape(-1)
+
+
+def signal_share(effect_PV: Floats, noise_PV: Floats, spread_V: Floats) -> Floats:
+    """Share of each condition's effects that is no sampling noise (P,): James-Stein's positive-part estimate of many means at once.
+
+    ``noise_PV`` are the variances of the effects, ``spread_V`` those of cells, which features are weighed by.
+    """
+    size_P = (effect_PV**2 / spread_V).sum(axis=1)
+    return np.clip(1 - (noise_PV / spread_V).sum(axis=1) / np.maximum(size_P, 1e-12), 0.0, 1.0)
 
 
 def condition_effects(
@@ -94,10 +103,7 @@ def condition_effects(
         genes.append(assigned.feature_NI[chosen[0]][dose != 0][0] if (dose != 0).sum() == 1 else -1)
     observed_PV, noise_PV, measured_PV = np.stack(effects), np.stack(noise), np.stack(measured)
     usual_V = observed_PV.sum(axis=0) / np.maximum(measured_PV.sum(axis=0), 1)
-    # James-Stein's estimate of many means at once, one share per condition
-    noise_P = (noise_PV / spread_V * measured_PV).sum(axis=1)
-    size_P = (observed_PV**2 / spread_V).sum(axis=1)
-    share_P = np.clip(1 - noise_P / np.maximum(size_P, 1e-12), 0.0, 1.0)
+    share_P = signal_share(observed_PV, noise_PV * measured_PV, spread_V)
     return ConditionEffects(
         observed_PV=observed_PV,
         measured_PV=measured_PV,

@@ -92,10 +92,10 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
 
 
 class CheckpointVersionError(CheckpointError):
-    """A saved model has a newer format than this version reads, or is a model of another class."""
+    """A saved model has a format that this version does not read, or is a model of another class."""
 
     code = "CX704"
-    why = "settings that this version does not know would be ignored."
+    why = "settings or weights that this version does not know would be ignored or mean something else."
 
 
 class ResumeError(CellxPertError, ValueError):

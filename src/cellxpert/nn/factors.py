@@ -91,7 +91,7 @@ class Factors(nn.Module):
         self.read = nn.Embedding(n_features, n_factors)
         self.answer = nn.Embedding(n_features, n_factors)
         self.zero = nn.Embedding(n_features, n_factors)
-        self.intervention = _Intervention(n_features, n_targets, n_modalities, n_bins) if n_targets else None
+        self.intervention = _Intervention(n_features, n_targets, n_bins) if n_targets else None
         self.register_buffer("level_MK", magnitude_scale(n_bins).expand(n_modalities, -1).clone())
         self.register_buffer("cap_V", torch.full((n_features,), MAX_LEVEL))
         self.register_buffer("centre_V", torch.zeros(n_features))
@@ -233,7 +233,7 @@ class Factors(nn.Module):
         before = Evidence(sum_BR=evidence.sum_BR, precision_BR=evidence.precision_BR)
         log_p_BMK = self.intervention.log_usual_VK[feature_BM] + self.tilt(feature_BM, before, **context)
         level_BMK = self.levels(feature_BM)
-        told_BMK = log_p_BMK + self.shift(feature_BM, evidence)[..., None] * self._counted(feature_BM)
+        told_BMK = log_p_BMK + self.shift(feature_BM, evidence)[..., None] * level_BMK
         moved_BM = ((told_BMK.softmax(-1) - log_p_BMK.softmax(-1)) * level_BMK).sum(-1)
         return moved_BM * self.scale_V[feature_BM]
 
@@ -270,19 +270,14 @@ class Factors(nn.Module):
         at_zero_K = F.one_hot(query_BQ.new_zeros(()), self.level_MK.shape[1])
         tilt_BQK = shift_BQ[..., None] * self.tilted(query_BQ) + zero_BQ[..., None] * at_zero_K
         if evidence.code_BS is not None:
-            tilt_BQK = tilt_BQK + self.shift(query_BQ, evidence)[..., None] * self._counted(query_BQ)
+            tilt_BQK = tilt_BQK + self.shift(query_BQ, evidence)[..., None] * self.levels(query_BQ)
         return tilt_BQK
-
-    def _counted(self, feature_N: Tensor) -> Tensor:
-        """Return what an intervention's tilt multiplies: all bins of features as counts of a usual cell, on a log scale."""
-        assert self.intervention is not None
-        return self.intervention.counted_MK[self.modality_V[feature_N.clamp(min=0)]]
 
 
 class _Intervention(nn.Module):
     """What setting genes from outside does."""
 
-    def __init__(self, n_features: int, n_targets: int, n_modalities: int, n_bins: int) -> None:
+    def __init__(self, n_features: int, n_targets: int, n_bins: int) -> None:
         super().__init__()
         self.usual = nn.Embedding(n_features, 1)
         self.code = nn.Embedding(n_targets, N_CODES)
@@ -294,9 +289,6 @@ class _Intervention(nn.Module):
         # how far each feature follows genes that were never perturbed: fitted after training (see training/refit.py)
         self.response_V: Tensor
         self.register_buffer("response_V", torch.ones(n_features))
-        # what tilts multiply: a rate that changes tilts a Poisson law by its count; scaled magnitudes hardly tell counts above 0 apart
-        self.counted_MK: Tensor
-        self.register_buffer("counted_MK", magnitude_scale(n_bins).expand(n_modalities, -1).clone())
         self.log_usual_VK: Tensor
         self.register_buffer("log_usual_VK", torch.zeros(n_features, n_bins))
 
@@ -304,7 +296,6 @@ class _Intervention(nn.Module):
     def start_from(
         self,
         *,
-        counted_MK: Tensor,
         log_usual_VK: Tensor,
         usual_V: Tensor,
         code_GS: Tensor,
@@ -314,10 +305,8 @@ class _Intervention(nn.Module):
     ) -> None:
         """Begin at effects that were observed; missing directions stay 0.
 
-        ``counted_MK`` is what tilts multiply; ``log_usual_VK`` are log frequencies of bins where nothing was done, which effects
-        are told from.
+        ``log_usual_VK`` are log frequencies of bins where nothing was done, which effects are told from.
         """
-        self.counted_MK.copy_(counted_MK)
         self.log_usual_VK.copy_(log_usual_VK)
         self.pair_gain.fill_(pair_gain)
         self.usual.weight.copy_(usual_V[:, None])

@@ -243,11 +243,8 @@ def start_interventions(
     factors = network.factors
     if factors is None or factors.intervention is None or kept_G.all() or not assigned.intervened[rows].any():
         return
-    part, fresh, modality_V = factors.intervention, not kept_G.any(), factors.modality_V.numpy()
-    counted_MK = part.counted_MK.double().numpy()
-    if fresh:
-        counted_MK = _counted(tokens, rows, level_MK=factors.level_MK.double().numpy(), modality_V=modality_V)
-    level_VK = counted_MK[modality_V]
+    part, fresh = factors.intervention, not kept_G.any()
+    level_VK = factors.level_MK.double().numpy()[factors.modality_V.numpy()]
     effects = condition_effects(tokens, rows, assigned, level_VK=level_VK, n_targets=len(kept_G))
     log_p_VK = network.bins.prior.weight[: network.n_features].double().log_softmax(-1).numpy()
     member_PG = effects.member_PG
@@ -278,7 +275,6 @@ def start_interventions(
         penalty = RIDGE * max((product_PS**2).sum() / len(code_GS[0]), 1e-6)
         pair_VS, pair_gain = _pairs(product_PS, left_PV, penalty=penalty)
     part.start_from(
-        counted_MK=torch.from_numpy(counted_MK),
         log_usual_VK=torch.from_numpy(log_p_VK) if fresh else part.log_usual_VK,
         usual_V=torch.from_numpy(usual_V),
         code_GS=torch.from_numpy(code_GS),
