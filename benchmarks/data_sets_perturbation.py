@@ -229,7 +229,8 @@ _OURS = ("cellxpert-learned", "cellxpert-learned-gene-sets")
 _CONSTANT = ("control_mean", "perturbed_mean", "perturbed_mean_cells", "target_only")
 _LEARNT = ("linear", "knn", "linear_gene_sets", "knn_gene_sets", "knn_gene_sets_shrunk", "kernel_gene_sets")
 _ZERO_SHOT = ("gauss_conditional", "control_stratified")
-_UNSEEN = ("ceiling", *_CONSTANT, *_LEARNT, *_ZERO_SHOT, *_OURS, "cellxpert-zero-shot")
+_OURS_ZERO_SHOT = ("cellxpert-zero-shot", "cellxpert-zero-shot-preset")
+_UNSEEN = ("ceiling", *_CONSTANT, *_LEARNT, *_ZERO_SHOT, *_OURS, _OURS_ZERO_SHOT[0])
 _SEEN = (
     "ceiling",
     "same_condition",
@@ -242,7 +243,7 @@ _SEEN = (
     "cellxpert-learned",
     "cellxpert-anchored",
 )
-_NETWORK = ("ceiling", *_CONSTANT, "linear", "knn", *_ZERO_SHOT, "cellxpert-learned", "cellxpert-zero-shot")
+_NETWORK = ("ceiling", *_CONSTANT, "linear", "knn", *_ZERO_SHOT, "cellxpert-learned", *_OURS_ZERO_SHOT)
 _HALF = ("ceiling", *_CONSTANT, *_ZERO_SHOT, "same_condition", "same_condition_shrunk", "cellxpert-learned")
 _PAIRS = (
     "ceiling",

@@ -258,7 +258,7 @@ PERTURBATION: Mapping[str, Entry] = {
     )
 } | {
     f"cellxpert-{name.replace('_', '-')}": Entry(module="benchmarks.methods.ours_perturbation", maker=name, seeded=True)
-    for name in ("learned", "learned_gene_sets", "anchored", "zero_shot", "stimulus")
+    for name in ("learned", "learned_gene_sets", "anchored", "zero_shot", "zero_shot_preset", "stimulus")
 }
 """Methods of the task ``perturbation``; which of them a data set is given to is said in ``data_sets_perturbation.py``."""
 
