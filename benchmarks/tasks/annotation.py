@@ -13,7 +13,7 @@ import pandas as pd
 
 import cellxpert as cx
 from benchmarks.data_sets import ANNOTATION as DATA
-from benchmarks.data_sets import DataSet, Split
+from benchmarks.data_sets import DataSet, Pooled, Split
 from benchmarks.measure import measured
 from benchmarks.methods import ANNOTATION as METHODS
 from benchmarks.methods import LABEL_LOSSES, make
@@ -36,32 +36,36 @@ def bare(cells: anndata.AnnData | mudata.MuData, rows: np.ndarray) -> anndata.An
     return kept
 
 
-def annotate(data: DataSet, split: Split, *, method: str, seed: int, options: Options) -> list[Measurement]:
-    """Fit one method on the training cells of one split and score it on the test cells."""
+def annotate(data: DataSet, split: Split | Pooled, *, method: str, seed: int, options: Options) -> list[Measurement]:
+    """Fit one method on the training cells of one split and score it on the test cells; those of several folds together."""
     whole, entry = data.load(options.data_dir), METHODS[method]
     rna = whole["rna"] if data.multimodal else whole
     labels = rna.obs[data.label_key].astype(str).to_numpy()
-    train, test = split.make(rna, labels)
-    seen, held_out = (bare(whole if entry.multimodal else rna, rows) for rows in (train, test))
-    annotator = make(entry, seed=seed, quick=options.quick)
-    with measured() as cost:
-        annotator.fit(seen, labels[train])
-        predicted = annotator.predict(held_out)
-    scores = annotation_scores(labels[test], predicted.labels, predicted.confidence)
-    scores["ece_floor"] = cx.metrics.ece_floor(predicted.confidence)
-    return [Measurement(method=method, metrics=scores, seconds=cost.seconds, mib=cost.mib)]
+    truth, answers, seconds, mib = [], [], 0.0, 0.0
+    for train, test in split.rounds(rna, labels):
+        seen, held_out = (bare(whole if entry.multimodal else rna, rows) for rows in (train, test))
+        annotator = make(entry, seed=seed, quick=options.quick)
+        with measured() as cost:
+            annotator.fit(seen, labels[train])
+            answers.append(annotator.predict(held_out))
+        truth.append(labels[test])
+        seconds, mib = seconds + cost.seconds, max(mib, cost.mib)
+    confidence = np.concatenate([one.confidence for one in answers])
+    scores = annotation_scores(np.concatenate(truth), np.concatenate([one.labels for one in answers]), confidence)
+    scores["ece_floor"] = cx.metrics.ece_floor(confidence)
+    return [Measurement(method=method, metrics=scores, seconds=seconds, mib=mib)]
 
 
 def cases(options: Options) -> Iterator[Case]:
     """Every data set, split, method and seed, folds last; the quick form has one data set and one seed."""
     plan = [(data, split) for data in DATA.values() for split in data.splits]
     if options.quick:
-        plan = [(data, split) for data, split in plan if data.make is not None and family(split.name) == split.name]
-    plan.sort(key=lambda pair: family(pair[1].name) != pair[1].name)
+        plan = [(data, split) for data, split in plan if data.make is not None and not _folds(split)]
+    plan.sort(key=lambda pair: _folds(pair[1]))
     for data, split in plan:
         for method, entry in METHODS.items():
             variant = method in LABEL_LOSSES
-            if (entry.multimodal and not data.multimodal) or (variant and family(split.name) != split.name):
+            if (entry.multimodal and not data.multimodal) or (variant and _folds(split)):
                 continue
             for seed in range(split.n_seeds if entry.seeded and not (options.quick or variant) else 1):
                 yield Case(
@@ -72,6 +76,10 @@ def cases(options: Options) -> Iterator[Case]:
                     run=partial(annotate, data, split, method=method, seed=seed, options=options),
                     missing=data.missing(options.data_dir) or entry.missing(),
                 )
+
+
+def _folds(split: Split | Pooled) -> bool:
+    return isinstance(split, Pooled) or family(split.name) != split.name
 
 
 def report(frame: pd.DataFrame) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import anndata
@@ -10,6 +11,7 @@ import scipy.sparse as sp
 from benchmarks.data_sets import (
     ANNOTATION,
     DataSet,
+    Pooled,
     Split,
     given,
     grouped_three_fold,
@@ -208,6 +210,26 @@ def test_methods_of_rna_get_no_protein_and_no_column(tmp_path: Path) -> None:
     assert (cells["prot"].X[:5] != seen["prot"].X).nnz == 0
 
 
+def test_answers_of_folds_are_scored_together(tmp_path: Path) -> None:
+    """Every cell once, by the model that has not seen it."""
+    adata = _both(90, 0)[0]["rna"].copy()
+    adata.write(tmp_path / "toy.h5ad")
+    folds = tuple(Split(name=f"f/{k}", make=partial(three_fold, fold=k)) for k in (1, 2, 3))
+    pooled = Pooled(name="pooled", folds=folds)
+    data = DataSet(name="toy", label_key="cell_type", splits=(*folds, pooled))
+    options, labels = Options(data_dir=tmp_path), adata.obs["cell_type"].astype(str).to_numpy()
+    found = {
+        split.name: annotate(data, split, method="logistic_regression", seed=0, options=options)[0].metrics
+        for split in data.splits
+    }
+    size = [len(test) for _, test in pooled.rounds(adata, labels)]
+    assert sorted(np.concatenate([test for _, test in pooled.rounds(adata, labels)])) == list(range(90))
+    right = sum(n * found[fold.name]["accuracy"] for n, fold in zip(size, folds, strict=True))
+    assert found["pooled"]["accuracy"] == pytest.approx(right / 90)
+    # gaps of bins add up before their size counts
+    assert found["pooled"]["ece"] <= sum(n * found[f.name]["ece"] for n, f in zip(size, folds, strict=True)) / 90 + 1e-9
+
+
 def test_centred_log_ratio_against_a_plain_loop() -> None:
     cells, _ = _both(5, 0)
     for row, counts in zip(centred_log_ratio(cells).toarray(), cells["prot"].X.toarray(), strict=True):
@@ -242,7 +264,7 @@ def test_cases() -> None:
     assert {case.data for case in full} == set(ANNOTATION)
     both = {case.data for case in full if "protein" in case.method}
     assert both == {name for name, data in ANNOTATION.items() if data.multimodal} == {"bmmc_cite_neurips2021_set1"}
-    folds = ["/" in case.split for case in full]
+    folds = ["3-fold" in case.split for case in full]
     assert folds == sorted(folds)  # folds last
     seeds = {case.seed for case in full if case.method == "cellxpert-mini" and case.split == "given"}
     assert seeds == {0, 1, 2}
