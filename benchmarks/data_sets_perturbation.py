@@ -141,6 +141,7 @@ def _papalexi(data_dir: Path | None) -> anndata.AnnData:
 def _norman(data_dir: Path | None) -> anndata.AnnData:
     adata = anndata.read_h5ad(data_dir / "perturb_norman_mcfaline.h5ad")
     adata = adata[(adata.obs["dataset"] == "norman19").to_numpy()].copy()
+    adata.uns = {"perturbation_type": "overexpression"}
     return _finished(adata, adata.obs["perturbation"].to_numpy())
 
 

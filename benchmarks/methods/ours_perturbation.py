@@ -55,6 +55,7 @@ class Ours:
     def fit(self, adata: anndata.AnnData, conditions: np.ndarray, *, control: str) -> None:
         """See :class:`benchmarks.methods.Predictor`."""
         self.log1p, self.conditions, self.control = adata.layers["log1p"], np.asarray(conditions), control
+        done = adata.uns.get("perturbation_type", "knockout")
         adata = anndata.AnnData(
             adata.X, obs=pd.DataFrame(index=adata.obs_names), var=pd.DataFrame(index=adata.var_names)
         )
@@ -62,8 +63,10 @@ class Ours:
         if self.target == "zero-shot":  # control cells alone
             adata = adata[self.conditions == control].copy()
         self.adata = adata
-        perturbation = {} if self.target == "zero-shot" else {"perturbation_key": KEY, "control_category": control}
-        cx.CellxPert.setup_anndata(adata, **perturbation)
+        if self.target == "zero-shot":
+            cx.CellxPert.setup_anndata(adata)
+        else:
+            cx.CellxPert.setup_anndata(adata, perturbation_key=KEY, control_category=control, perturbation_type=done)
         self.model = cx.CellxPert(adata, config=self.config, seed=self.seed)
         epochs = 1 if self.quick or adata.n_obs > MANY_CELLS else None
         self.model.train(max_epochs=epochs, train_size=1.0, progress_bar=False)

@@ -18,13 +18,15 @@ from benchmarks.holdout import (
     leave_types_out,
 )
 from benchmarks.methods import PERTURBATION as METHODS
-from benchmarks.methods import make_predictor
+from benchmarks.methods import make_predictor, ours_perturbation
 from benchmarks.methods.lists import LISTS
 from benchmarks.perturbation_scores import Panel, auroc, list_scores, panel_scores
 from benchmarks.registry import Options
 from benchmarks.responders import METHODS_OF_RESPONDERS, responder_scores
 from benchmarks.tasks.perturbation import TASK, predict_lists, predict_perturbations
 from sklearn.metrics import roc_auc_score
+
+import cellxpert as cx
 
 TOY = PERTURBATION["toy"]
 SPLITS = {split.name: split for split in TOY.splits}
@@ -322,6 +324,26 @@ def test_scaling_to_the_median_total():
     got = log1p_scaled(sp.csr_matrix(counts)).toarray()
     np.testing.assert_allclose(np.expm1(got[[0, 1, 3]]).sum(axis=1), 6.0)  # median of 4, 8, 0, 20
     np.testing.assert_array_equal(got[2], [0, 0])
+
+
+def test_ours_is_told_what_was_done_to_the_cells(monkeypatch: pytest.MonkeyPatch):
+    """An activation that is registered as a knock-out is carried over to other genes with the wrong sign."""
+    told = []
+
+    def setup(adata: object, **settings: object) -> None:
+        told.append(settings["perturbation_type"])
+        raise InterruptedError
+
+    monkeypatch.setattr(cx.CellxPert, "setup_anndata", setup)
+    for kind in ("overexpression", None):
+        cells = toy()
+        if kind is not None:
+            cells.uns["perturbation_type"] = kind
+        with pytest.raises(InterruptedError):
+            ours_perturbation.learned(seed=0, quick=True, gene_sets={}).fit(
+                cells, cells.obs["condition"], control=CONTROL
+            )
+    assert told == ["overexpression", "knockout"]
 
 
 # --- real data ---
