@@ -92,7 +92,7 @@ class IntegrationMethods(AdapterMethods):
         Raises
         ------
         NotTrainedError
-            If the model was not trained, or saved by a version that did not integrate.
+            If the model was not trained, or was saved without a space.
         QueryError
             If there are new batches, or the object does not say of which batch its cells are.
         FewCellsError
@@ -326,7 +326,7 @@ class IntegrationMethods(AdapterMethods):
 def _require_integration(state: TrainedState) -> tuple[TrainedState, Integration]:
     """Return the model and its space; raise ``NotTrainedError`` if it was saved without."""
     if state.integration is None:
-        found = "a model that was saved by a version that did not integrate"
+        found = "a model that was saved without a space"
         raise NotTrainedError("integrate", found=found, fix="train it again, or fine-tune it: model.finetune(mdata)")
     return state, state.integration
 
