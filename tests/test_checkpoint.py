@@ -294,6 +294,28 @@ def test_what_labels_can_be_trusted_with_survives_bit_for_bit(trained: cx.CellxP
     assert all(np.array_equal(arrays[name], x) for name, x in own.to_arrays().items())
 
 
+def test_models_that_are_not_calibrated_are_loaded(copy: Path, trained: cx.CellxPert) -> None:
+    """Probabilities are taken at their word, no cell is strange."""
+    (copy / "calibration.safetensors").unlink()
+    file = copy / "config.json"
+    config = json.loads(file.read_text()) | {"calibration": None}
+    del config["sha256"]["calibration.safetensors"]
+    file.write_text(json.dumps(config))
+    loaded = cx.CellxPert.load(copy, trained._data)
+    assert loaded._state.calibration is None
+    table = loaded.annotate(inplace=False)
+    assert set(table["reason"]) == {"labelled"}
+    assert table["ood"].isna().all()
+    proba = loaded.annotate(inplace=False, return_proba=True)
+    assert (proba.columns[proba.to_numpy().argmax(axis=1)] == table["label"]).all()
+    assert np.array_equal(loaded.get_latent(inplace=False), trained.get_latent(inplace=False))
+    with pytest.raises(ConfigError, match="not calibrated"):
+        loaded.annotate(inplace=False, set_coverage=0.9)
+    loaded.save(copy, overwrite=True)
+    assert not (copy / "calibration.safetensors").exists()
+    assert cx.CellxPert.load(copy, trained._data).annotate(inplace=False).equals(table)
+
+
 @pytest.mark.parametrize("value", [3, [], {"source": "out-of-fold"}, {"temperature": "hot"}])
 def test_impossible_calibrations_are_refused(copy: Path, value: object) -> None:
     config = json.loads((copy / "config.json").read_text())

@@ -86,11 +86,11 @@ class TrainedState:
     batches: tuple[str, ...] = ()
     """Batches that its decoder can be told of."""
     integration: Integration | None = None
-    """Where integrated cells stand; None: saved by a version that did not know."""
+    """Where integrated cells stand; None: no space was fitted."""
     steered: bool = False
     """Whether labels trained what is below the label head."""
     trained_on: TrainedOn | None = None
-    """Which cells of its object it was trained on; None: saved by a version that did not know."""
+    """Which cells of its object it was trained on; None: not known."""
 
 
 def _tensors(network: Network) -> dict[str, torch.Tensor]:
