@@ -107,7 +107,7 @@ class Ours:
         if not can:
             return np.tile(base, (len(conditions), 1))
         self.last = self._result(can)
-        effects = self.last.effects().reindex(index=list(conditions), columns=names).fillna(0.0)
+        effects = self.last.effects().loc[can].reindex(index=list(conditions), columns=names).fillna(0.0)
         return base + effects.to_numpy()
 
     def predict_cells(self, condition: str) -> np.ndarray:

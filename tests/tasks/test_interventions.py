@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -45,11 +46,15 @@ def test_every_kind(kind, fold, bin_, suffix):
 
 def test_forms_of_one_perturbation():
     pair = Request(name="JAK2+STAT1", genes=("JAK2", "STAT1"), fold=(0.0, 0.0), bins=(None, None))
-    for form in ("STAT1+JAK2", " JAK2 + STAT1 ", {"STAT1": "knockout", "JAK2": "knockout"}, ["JAK2+STAT1"]):
+    for form in (" JAK2 + STAT1 ", "JAK2+ctrl+STAT1", {"JAK2": "knockout", "STAT1": "knockout"}, ["JAK2+STAT1"]):
         assert read(form) == (pair,)
+    for form in ("STAT1+JAK2", {"STAT1": "knockout", "JAK2": "knockout"}):  # named as it was written
+        assert read(form) == (replace(pair, name="STAT1+JAK2"),)
+    assert pair.condition == read("STAT1+JAK2")[0].condition == "JAK2+STAT1"
     assert read("JAK2+ctrl") == read("JAK2") == read(np.str_("JAK2"))
     (mixed,) = read({"STAT1": ("fold", 2.0), "GATA1": "knockout"})
-    assert mixed.name == "GATA1+STAT1(fold 2)"
+    assert mixed.name == "STAT1(fold 2)+GATA1"
+    assert mixed.genes == ("GATA1", "STAT1")
     assert mixed.fold == (0.0, 2.0)
     (plus,) = read("A+B")  # a gene of this name
     assert plus.genes == ("A+B",)

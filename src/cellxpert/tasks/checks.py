@@ -264,7 +264,7 @@ def _check_request(job: Screen, request: Request) -> None:
     elif any(b is not None for b in request.bins):
         found = f"a bin, where {job.target!r} knows changes of expression only"
         raise InterventionError(where, found=found, fix="give a fold, e.g. ('fold', 2.0), or use target='zero-shot'")
-    n_anchored = 0 if job.observed is None else len(job.observed.rows_of(request.name))
+    n_anchored = 0 if job.observed is None else len(job.observed.rows_of(request.condition))
     if job.target == "anchored" and 0 < n_anchored < MIN_ANCHORED:
         found = f"{n_anchored} training cells of this condition whose genes were measured"
         fix = f"use target='learned', or train on {MIN_ANCHORED} or more: of fewer, how near chains should come is not known"

@@ -127,7 +127,7 @@ def _scores(job: Screen, request: Request) -> Floats:
     assert factors is not None
     scale_V = np.minimum(np.abs(factors.scale_V.numpy()), 1e6)
     if job.target == "anchored" and job.observed is not None:
-        return np.abs(job.told.delta(request.name)) * scale_V
+        return np.abs(job.told.delta(request.condition)) * scale_V
     plain_V = job.network.blank_means(None).numpy()
     if job.target != "zero-shot" and job.perturbations is not None:
         return np.abs(job.network.blank_means(intervention(job, request)).numpy() - plain_V) * scale_V
@@ -212,7 +212,7 @@ def anchors(job: Screen, request: Request, feature_M: Ints) -> tuple[Anchors, fl
     observed, settings = job.observed, job.settings
     assert observed is not None
     if job.target == "anchored":
-        found, aim = observed.anchors(request.name, feature_M, settings=settings, seed=job.seed)
+        found, aim = observed.anchors(request.condition, feature_M, settings=settings, seed=job.seed)
     else:
         effect_M = _linear_effect(job, request)[feature_M]
         control_NM = observed.bins(observed.control, feature_M, seed=job.seed)
@@ -231,7 +231,7 @@ def _linear_effect(job: Screen, request: Request) -> Floats:
         names, first = job.vocabulary.block("rna").names, job.vocabulary.offset("rna")
         read = job.network.factors.read.weight[first : first + len(names)]
         embedding = pd.DataFrame(read.detach().numpy(), index=names)
-    seen = [name for name in observed.perturbed if name != request.name and name in embedding.index]
+    seen = [name for name in observed.perturbed if name != request.condition and name in embedding.index]
     lost = [gene for gene in request.genes if gene not in embedding.index]
     if len(seen) < 2 or lost:
         raise GeneError(

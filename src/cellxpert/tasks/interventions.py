@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
-from cellxpert.data.conditions import DOSES, Kind, genes_of
+from cellxpert.data.conditions import DOSES, SEPARATOR, Kind, genes_of
 from cellxpert.data.obs import closest
 from cellxpert.errors import GeneError, InterventionError
 
@@ -29,12 +29,18 @@ class Request:
     """One perturbation: all of its genes are set in the same cell."""
 
     name: str
+    """Genes in the order in which they were written, as in the object's column of conditions."""
     genes: tuple[str, ...]
     """Sorted."""
     fold: tuple[float, ...]
     """What each gene's expression is multiplied by; NaN where a bin is given."""
     bins: tuple[int | None, ...]
     """Bin that a gene is set to, whatever it was."""
+
+    @property
+    def condition(self) -> str:
+        """The name whatever the order: what :class:`cellxpert.tasks.reference.Observed` calls cells in which this was done."""
+        return SEPARATOR.join(sorted(self.name.split(SEPARATOR)))
 
     def doses(self, kind: Kind) -> tuple[float, ...]:
         """Change of each gene on the scale that effects are learned on: -1 takes it away, 1 doubles it.
@@ -71,7 +77,7 @@ def parse(genes: Any, *, known: Collection[str], default: str, n_bins: int) -> t
 
     Returns
     -------
-    One request per perturbation, in the order given.
+    One request per perturbation, in the order given and named as it was written.
 
     Raises
     ------
@@ -89,17 +95,18 @@ def parse(genes: Any, *, known: Collection[str], default: str, n_bins: int) -> t
     if not entries or any(isinstance(entry, str | Mapping) and not entry for entry in entries):
         raise InterventionError("perturb(genes)", found=repr(genes), fix="name at least one gene")
     requests = tuple(_request(entry, known=known, default=default, n_bins=n_bins) for entry in entries)
-    if twice := sorted(name for name, n in Counter(r.name for r in requests).items() if n > 1):
+    if twice := sorted(name for name, n in Counter(r.condition for r in requests).items() if n > 1):
         raise InterventionError("perturb(genes)", found=f"{twice[:5]} asked for twice", fix="list each once")
     return requests
 
 
 def _request(entry: Any, *, known: Collection[str], default: str, n_bins: int) -> Request:
     if isinstance(entry, str):
-        parts = [entry] if entry in known else [p.strip() for p in entry.split("+")]
+        parts = [entry] if entry in known else [p.strip() for p in entry.split(SEPARATOR)]
         if len(set(parts)) < len(parts):
             raise InterventionError("perturb(genes)", found=f"a gene twice in {entry!r}", fix="name each gene once")
-        wanted: dict[str, Any] = dict.fromkeys(parts if len(parts) == 1 else genes_of(entry, ""), default)
+        genes = parts if len(parts) == 1 else genes_of(entry, "")
+        wanted: dict[str, Any] = dict.fromkeys((p for p in parts if p in genes), default)
         if not wanted:
             raise InterventionError("perturb(genes)", found=f"no gene in {entry!r}", fix="name at least one gene")
     elif isinstance(entry, Mapping):
@@ -114,11 +121,11 @@ def _request(entry: Any, *, known: Collection[str], default: str, n_bins: int) -
             raise GeneError(
                 "perturb(genes)", found=f"{gene!r} is no gene that the model reads or was trained on", fix=fix
             )
-    order = sorted(wanted)
-    doses = [_dose(gene, wanted[gene], n_bins=n_bins) for gene in order]
+    dose = {gene: _dose(gene, kind, n_bins=n_bins) for gene, kind in wanted.items()}
     usual = _USUAL[default], None
-    name = "+".join(g + ("" if d == usual else _suffix(wanted[g])) for g, d in zip(order, doses, strict=True))
-    return Request(name=name, genes=tuple(order), fold=tuple(d[0] for d in doses), bins=tuple(d[1] for d in doses))
+    name = SEPARATOR.join(g + ("" if dose[g] == usual else _suffix(kind)) for g, kind in wanted.items())
+    genes, (folds, bins) = tuple(sorted(wanted)), zip(*(dose[g] for g in sorted(wanted)), strict=True)
+    return Request(name=name, genes=genes, fold=folds, bins=bins)
 
 
 def _suffix(kind: Any) -> str:

@@ -43,7 +43,8 @@ START_KAPPA = 0.02
 class Observed:
     """Cells whose condition is known and may be used: those of the training split.
 
-    Conditions are named as requests are: genes sorted, what stands for no gene left out (``"KLF1+GATA1"``, ``"GATA1+ctrl"``).
+    Conditions are called what :attr:`Request.condition` is: genes sorted, what stands for no gene left out: cells of
+    ``"KLF1+GATA1+ctrl"`` are ``"GATA1+KLF1"``.
     """
 
     collator: Collator
