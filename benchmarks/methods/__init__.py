@@ -51,7 +51,10 @@ class Prediction:
 
 
 class Annotator(Protocol):
-    """A method that learns labels from cells. Made before the clock starts: imports belong into its module."""
+    """A method that learns labels from cells. Made before the clock starts: imports belong into its module.
+
+    One that also has ``refuses(cells) -> booleans`` is asked which cells it would leave without a label, by its own settings.
+    """
 
     def fit(self, cells: anndata.AnnData | mudata.MuData, labels: np.ndarray) -> None:
         """Learn from raw counts in ``X`` and one label (text) per cell.

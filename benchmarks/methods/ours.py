@@ -58,6 +58,10 @@ class Ours:
         novelty = table["ood"].to_numpy() if "ood" in table else None
         return Prediction(table["label"].to_numpy(dtype=str), table["confidence"].to_numpy(), novelty)
 
+    def refuses(self, cells: anndata.AnnData | mudata.MuData) -> np.ndarray:
+        """See :class:`benchmarks.methods.Annotator`: for any of the reasons that ``annotate`` has."""
+        return (self.model.annotate(_mudata(cells), inplace=False)["reason"] != "labelled").to_numpy()
+
 
 def nano(*, seed: int, quick: bool) -> Ours:
     """Preset ``nano``."""

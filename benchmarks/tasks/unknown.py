@@ -20,7 +20,7 @@ from benchmarks.tasks.annotation import bare
 
 __all__ = ["TASK", "notice"]
 
-METRICS = {"auroc": True, "refused": True, "accuracy_known": True}
+METRICS = {"auroc": True, "refused": True, "accuracy_known": True, "unknown": True, "labelled": True}
 
 
 def notice(left: LeftOut, kind: str, *, method: str, seed: int, options: Options) -> list[Measurement]:
@@ -38,6 +38,9 @@ def notice(left: LeftOut, kind: str, *, method: str, seed: int, options: Options
     new = labels[test] == kind
     scores = novelty_scores(novelty, new)
     scores["accuracy_known"] = float((predicted.labels == labels[test])[~new].mean())
+    if hasattr(annotator, "refuses"):
+        refused = annotator.refuses(held_out)
+        scores |= {"unknown": float(refused[new].mean()), "labelled": float((~refused[~new]).mean())}
     return [Measurement(method=method, metrics=scores, seconds=cost.seconds, mib=cost.mib)]
 
 
@@ -77,7 +80,9 @@ def report(frame: pd.DataFrame) -> str:
         "One type at a time is left out of training; the test cells have it. Mean ± sd over these types, best in bold; `se`: "
         "standard error of the mean of `auroc`. `auroc`: of the novelty score, cells of the new type against all other test cells. "
         "`refused`: share of the new cells that are refused where 90 % of the other test cells keep a label. "
-        "`accuracy_known`: of the label given to the other test cells. Methods without a novelty score of their own: 1 - confidence."
+        "`accuracy_known`: of the label given to the other test cells. Methods without a novelty score of their own: 1 - confidence. "
+        "`unknown`, `labelled`: share of the new cells that the method leaves without a label, for whatever reason, and of the others that it "
+        "gives one, by its own settings (0.9 of cells like the training cells keep a label)."
     ]
     for data, rows in frame.groupby("data", sort=False):
         parts += [f"## {data}", method_table(rows, METRICS, standard_error=True), _per_type(rows)]
