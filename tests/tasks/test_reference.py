@@ -208,9 +208,9 @@ def _unit(embedding):
 
 def _ridge(embedding, names, gene, constant, ridge):
     """Kernel ridge regression weights, by the normal equations."""
-    unit = _unit(embedding.reindex([*names, gene], fill_value=0.0))
-    kernel = np.array([[unit.loc[i] @ unit.loc[j] + constant for j in names] for i in names])
-    return np.linalg.inv(kernel + ridge * np.eye(len(names))) @ [unit.loc[i] @ unit.loc[gene] + constant for i in names]
+    *seen, new = _unit(embedding.reindex([*names, gene], fill_value=0.0)).to_numpy()
+    kernel = np.array([[a @ b + constant for b in seen] for a in seen])
+    return np.linalg.inv(kernel + ridge * np.eye(len(names))) @ [a @ new + constant for a in seen]
 
 
 @pytest.mark.parametrize("told", ["nothing", "the embedding's", "one for all"])
