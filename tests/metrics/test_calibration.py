@@ -21,7 +21,7 @@ def test_the_floor_of_one_bin_is_the_mean_deviation_of_a_share():
     n, p = 40, 0.85
     k = np.arange(n + 1)
     expected = (np.abs(k / n - p) * binom.pmf(k, n, p)).sum()
-    assert metrics.ece_floor(np.full(n, p), n_draws=4000) == pytest.approx(expected, rel=0.04)
+    assert metrics.ece_floor(np.full(n, p), n_draws=4000) == pytest.approx(expected, rel=0.02)
     assert metrics.ece_floor([0.0, 1.0, 1.0]) == 0
     rng = np.random.default_rng(3)
     first, second = (metrics.ece_floor(np.full(n, p), n_draws=3, seed=rng) for _ in range(2))

@@ -29,7 +29,7 @@ class Request:
     """One perturbation: all of its genes are set in the same cell."""
 
     name: str
-    """Genes in the order in which they were written, as in the object's column of conditions."""
+    """Genes in the order in which they were written; what stands for no gene is left out."""
     genes: tuple[str, ...]
     """Sorted."""
     fold: tuple[float, ...]
@@ -105,8 +105,8 @@ def _request(entry: Any, *, known: Collection[str], default: str, n_bins: int) -
         parts = [entry] if entry in known else [p.strip() for p in entry.split(SEPARATOR)]
         if len(set(parts)) < len(parts):
             raise InterventionError("perturb(genes)", found=f"a gene twice in {entry!r}", fix="name each gene once")
-        genes = parts if len(parts) == 1 else genes_of(entry, "")
-        wanted: dict[str, Any] = dict.fromkeys((p for p in parts if p in genes), default)
+        kept = parts if len(parts) == 1 else genes_of(entry, "")
+        wanted: dict[str, Any] = dict.fromkeys((p for p in parts if p in kept), default)
         if not wanted:
             raise InterventionError("perturb(genes)", found=f"no gene in {entry!r}", fix="name at least one gene")
     elif isinstance(entry, Mapping):
@@ -124,8 +124,8 @@ def _request(entry: Any, *, known: Collection[str], default: str, n_bins: int) -
     dose = {gene: _dose(gene, kind, n_bins=n_bins) for gene, kind in wanted.items()}
     usual = _USUAL[default], None
     name = SEPARATOR.join(g + ("" if dose[g] == usual else _suffix(kind)) for g, kind in wanted.items())
-    genes, (folds, bins) = tuple(sorted(wanted)), zip(*(dose[g] for g in sorted(wanted)), strict=True)
-    return Request(name=name, genes=genes, fold=folds, bins=bins)
+    order = tuple(sorted(wanted))
+    return Request(name=name, genes=order, fold=tuple(dose[g][0] for g in order), bins=tuple(dose[g][1] for g in order))
 
 
 def _suffix(kind: Any) -> str:

@@ -43,7 +43,7 @@ START_KAPPA = 0.02
 class Observed:
     """Cells whose condition is known and may be used: those of the training split.
 
-    Conditions are called what :attr:`Request.condition` is: genes sorted, what stands for no gene left out: cells of
+    Conditions are named as :attr:`Request.condition` is, genes sorted and what stands for no gene left out: cells of
     ``"KLF1+GATA1+ctrl"`` are ``"GATA1+KLF1"``.
     """
 
