@@ -16,6 +16,7 @@ from benchmarks.registry import missing_files
 
 __all__ = [
     "ANNOTATION",
+    "CALIBRATION",
     "DataSet",
     "LeftOut",
     "Pooled",
@@ -219,6 +220,20 @@ ANNOTATION: Mapping[str, DataSet] = {
 """Data sets of the task ``annotation``."""
 
 
+def _split(name: str, split: str) -> tuple[DataSet, Split | Pooled]:
+    return ANNOTATION[name], next(s for s in ANNOTATION[name].splits if s.name == split)
+
+
+CALIBRATION: tuple[tuple[DataSet, Split | Pooled], ...] = (
+    _split("pancreas_2protocols_2307x8634", "indrop-to-celseq"),
+    _split("bmmc_cite_neurips2021_set1", "s1d1-to-s1d2"),
+    _split("tcell_subtypes_861x1011", "sample-3-fold-2022-pooled"),
+    _split("kang2018_ctrl_12261x1287", "donors"),
+    _split("pbmc68k", "3-fold-2022/1"),
+)
+"""Data sets of the task ``calibration``; the last, which needs no file, for its quick form alone."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
     """Types that are left out of training, one at a time, while the test cells of a split keep them.
@@ -237,8 +252,8 @@ class LeftOut:
 
 
 def _left_out(name: str, split: str, *kinds: str) -> LeftOut:
-    data = ANNOTATION[name]
-    found = next(s for s in data.splits if s.name == split and isinstance(s, Split))
+    data, found = _split(name, split)
+    assert isinstance(found, Split)
     return LeftOut(data=data, split=found, kinds=kinds)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
-__all__ = ["annotation_scores", "expected_calibration_error", "novelty_scores"]
+__all__ = ["annotation_scores", "expected_calibration_error", "novelty_scores", "refused"]
 
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, *, n_bins: int = 15) -> float:
@@ -35,7 +37,12 @@ def annotation_scores(truth: np.ndarray, predicted: np.ndarray, confidence: np.n
     }
 
 
-def novelty_scores(novelty: np.ndarray, new: np.ndarray, *, keep: float = 0.9) -> dict[str, float]:
+def refused(keep: float) -> str:
+    """Name of the metric: ``refused_90`` where 90 % of the other cells keep their label."""
+    return f"refused_{round(100 * keep)}"
+
+
+def novelty_scores(novelty: np.ndarray, new: np.ndarray, *, keep: Sequence[float]) -> dict[str, float]:
     """Score how a novelty score tells cells of a new type from the others.
 
     Parameters
@@ -45,12 +52,15 @@ def novelty_scores(novelty: np.ndarray, new: np.ndarray, *, keep: float = 0.9) -
     new
         Which cells are of the new type.
     keep
-        Share of the other cells that must keep their label, at least.
+        Shares of the other cells that must keep their label, at least.
 
     Returns
     -------
     dict
-        ``auroc``, and ``refused``: the share of new cells above the lowest threshold that so many of the others do not pass.
+        ``auroc``, and for each share the new cells above the lowest threshold that so many of the others do not pass (``refused_90``).
     """
-    threshold = np.quantile(novelty[~new], keep, method="inverted_cdf")
-    return {"auroc": float(roc_auc_score(new, novelty)), "refused": float((novelty[new] > threshold).mean())}
+    thresholds = np.quantile(novelty[~new], keep, method="inverted_cdf")
+    return {"auroc": float(roc_auc_score(new, novelty))} | {
+        refused(share): float((novelty[new] > threshold).mean())
+        for share, threshold in zip(keep, thresholds, strict=True)
+    }

@@ -18,6 +18,7 @@ __all__ = ["TASKS", "Case", "Measurement", "Options", "Task", "get_task", "missi
 TASKS: Mapping[str, str] = {
     "adapters": "benchmarks.tasks.adapters",
     "annotation": "benchmarks.tasks.annotation",
+    "calibration": "benchmarks.tasks.calibration",
     "integration": "benchmarks.tasks.integration",
     "objectives": "benchmarks.tasks.objectives",
     "perturbation": "benchmarks.tasks.perturbation",

@@ -15,6 +15,7 @@ def test_default_names_are_the_documented_ones():
 def test_names_of_what_comes_with_a_label_are_the_documented_ones():
     assert keys.reason_key() == "cellxpert_reason"
     assert keys.ood_key() == "cellxpert_ood"
+    assert keys.uncertainty_key() == "cellxpert_uncertainty"
     assert keys.ontology_key() == "cellxpert_label_ontology_term_id"
     assert keys.set_size_key() == "cellxpert_set_size"
     assert keys.sets_key() == "cellxpert_sets"

@@ -47,7 +47,7 @@ def test_evidence_is_what_was_seen_and_how_far_each_cell_is(trained, pbmc):
         level[tokens.feature[part]] = scale[0, tokens.bin[part]]
         point = (level - types.components.usual_V) @ types.components.direct_VP
         squared = [
-            (point - mean) @ types.root_PP @ types.root_PP.T @ (point - mean) / spread
+            (point - mean) @ types.root_PP @ types.root_PP.T @ (point - mean) / spread**0.5
             for mean, n, spread in zip(types.mean_CP, types.n_C, types.spread_C, strict=True)
             if n
         ]
@@ -100,13 +100,21 @@ def test_terms_are_in_the_order_of_the_labels(trained):
 
 def test_what_was_asked_of_labels_is_recorded(trained):
     state, options = trained._state, LabelOptions(coverage=0.8)
-    found = labelling.describe_labels(state, options, clusters_key=None, ontology=None)
-    assert found == {"unknown": True, "coverage": 0.8, "calibrated_on": "out-of-fold"}
+    known = state.calibration
+    found = labelling.describe_labels(state, options, calibration=known, columns={"clusters_key": None}, ontology=None)
+    assert found == {
+        "unknown": True,
+        "coverage": 0.8,
+        "calibrated_on": "out-of-fold",
+        "temperature": known.temperature,
+        "n_calibrated": known.n_cells,
+    }
     blood = CellOntology.from_terms({"X:1": ("cell", [], [])}, version="v7")
     full = labelling.describe_labels(
-        replace(state, calibration=None),
+        state,
         LabelOptions(back_off=0.5, set_coverage=0.9),
-        clusters_key="leiden",
+        calibration=None,
+        columns={"clusters_key": "leiden", "calibration_key": "by_hand"},
         ontology=blood,
     )
     assert full == {
@@ -116,6 +124,7 @@ def test_what_was_asked_of_labels_is_recorded(trained):
         "set_coverage": 0.9,
         "calibrated_on": "nothing",
         "clusters_key": "leiden",
+        "calibration_key": "by_hand",
         "ontology_version": "v7",
     }
 
@@ -129,6 +138,7 @@ def annotated(n, *, full):
         classes=("a/b", "é"),
         reason=rng.choice(np.array(["labelled", "few_genes"], dtype=object), n),
         ood=rng.random(n, dtype=np.float32),
+        uncertainty=rng.random(n, dtype=np.float32),
         terms=rng.choice(np.array(["CL:1", "unknown"], dtype=object), n) if full else None,
         sets_NC=rng.random((n, 2)) < 0.5 if full else None,
     )
@@ -138,7 +148,8 @@ def annotated(n, *, full):
 def test_an_annotation_as_a_table(full):
     found = annotated(9, full=full)
     table = labelling.annotation_table(found, pd.Index([f"c{i}" for i in range(9)]))
-    expected = ["label", "confidence", "reason", "ood"] + (["ontology_term_id", "set_size"] if full else [])
+    expected = ["label", "confidence", "reason", "ood", "uncertainty"]
+    expected += ["ontology_term_id", "set_size"] if full else []
     assert list(table.columns) == expected
     assert table.loc["c4", ["label", "reason"]].tolist() == [found.labels[4], found.reason[4]]
     assert table.index[0] == "c0"
@@ -152,7 +163,7 @@ def test_annotations_are_written_and_what_only_an_earlier_call_wrote_goes(knocko
     for full in (True, False):
         found = annotated(mdata.n_obs, full=full)
         labelling.write_annotation(mdata, found, key="kind_label", entry={"x": 1})
-        obs = {"kind_label", "kind_confidence", "kind_reason", "kind_ood"}
+        obs = {"kind_label", "kind_confidence", "kind_reason", "kind_ood", "kind_uncertainty"}
         obs |= {"kind_label_ontology_term_id", "kind_set_size"} if full else set()
         obsm = {"kind_proba", "kind_sets"} if full else {"kind_proba"}
         place = {name: i for i, name in enumerate(mdata.obs_names)}
@@ -163,6 +174,7 @@ def test_annotations_are_written_and_what_only_an_earlier_call_wrote_goes(knocko
             assert part.obs["kind_label"].tolist() == found.labels[rows].tolist()
             assert part.obs["kind_reason"].tolist() == found.reason[rows].tolist()
             assert np.array_equal(part.obs["kind_ood"], found.ood[rows])
+            assert np.array_equal(part.obs["kind_uncertainty"], found.uncertainty[rows])
             assert np.array_equal(part.obs["kind_confidence"], found.confidence[rows])
             assert np.array_equal(part.obsm["kind_proba"], found.probabilities[rows])
             if full:

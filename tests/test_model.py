@@ -63,6 +63,7 @@ def test_results_are_written_where_scanpy_looks(trained: cx.CellxPert, pbmc: MuD
         assert (part.obs["cellxpert_confidence"][~named] == 0).all()
         assert (part.obs["cellxpert_label"][~named] == "Unknown").all()
         assert (part.obs["cellxpert_ood"] >= 0).all()
+        assert part.obs["cellxpert_uncertainty"].between(0, 1).all()
     entry = pbmc.uns["cellxpert_info"]["annotate"]["cellxpert_label"]
     classes = np.asarray(entry["classes"])
     named = (pbmc.obs["cellxpert_reason"] == "labelled").to_numpy()
@@ -79,7 +80,7 @@ def test_results_are_written_where_scanpy_looks(trained: cx.CellxPert, pbmc: MuD
 def test_anndata_results_write_to_h5ad_and_zarr(trained: cx.CellxPert, query: ad.AnnData, tmp_path) -> None:
     trained.get_latent(query, key_added="X_other")
     trained.annotate(query, key_added="type")
-    assert {"type", "type_confidence", "type_reason", "type_ood"} <= set(query.obs)
+    assert {"type", "type_confidence", "type_reason", "type_ood", "type_uncertainty"} <= set(query.obs)
     query.write_h5ad(tmp_path / "x.h5ad")
     again = ad.read_h5ad(tmp_path / "x.h5ad")
     assert np.array_equal(again.obsm["X_other"], query.obsm["X_other"])
@@ -98,7 +99,7 @@ def test_inplace_false_writes_nothing(trained: cx.CellxPert, query: ad.AnnData) 
     vectors = trained.get_latent(query, inplace=False)
     table = trained.annotate(query, inplace=False)
     proba = trained.annotate(query, inplace=False, return_proba=True)
-    assert list(table.columns) == ["label", "confidence", "reason", "ood"]
+    assert list(table.columns) == ["label", "confidence", "reason", "ood", "uncertainty"]
     assert table.index.equals(query.obs_names)
     assert tuple(proba.columns) == trained.labels
     assert vectors.shape[0] == query.n_obs

@@ -111,11 +111,94 @@ def test_clusters_get_one_label(termed: cx.CellxPert, query: ad.AnnData) -> None
         termed.annotate(query, inplace=False, clusters_key="Leiden")
 
 
+# --- calibrated on some of the cells ------------------------------------------------------------------------------------
+
+
+def shifted(n: int = 480) -> ad.AnnData:
+    """Cells of which seven in ten are B cells; every third was labelled by hand."""
+    kind = np.random.default_rng(2).choice(4, n, p=[0.1, 0.05, 0.7, 0.15])
+    adata = simulated(np.array(["CD4 T", "CD8 T", "B", "mono"])[kind], kind=kind, seed=2)
+    adata.obs["truth"] = adata.obs.pop("label").astype(str)
+    adata.obs["by_hand"] = adata.obs["truth"].where(np.arange(n) % 3 == 0)
+    return adata
+
+
+def test_labels_follow_cells_that_were_labelled_by_hand(termed: cx.CellxPert) -> None:
+    adata = shifted()
+    others = adata.obs["by_hand"].isna().to_numpy()
+    before = termed.annotate(adata, inplace=False, unknown=False)
+    plain = termed.annotate(adata, inplace=False)
+    after = termed.annotate(adata, inplace=False, unknown=False, calibration_key="by_hand")
+    right = {name: (t["label"] == adata.obs["truth"])[others].mean() for name, t in (("b", before), ("a", after))}
+    assert right["a"] > right["b"]
+    assert (after["label"] == "B").sum() > (before["label"] == "B").sum()
+    termed.annotate(adata, calibration_key="by_hand", set_coverage=0.9)
+    entry = adata.uns["cellxpert_info"]["annotate"]["cellxpert_label"]
+    assert (entry["calibrated_on"], entry["calibration_key"]) == ("labelled cells", "by_hand")
+    assert entry["n_calibrated"] == 160
+    kept = (adata.obs["cellxpert_reason"] == "labelled")[~others].mean()
+    assert abs(kept - 0.9) < 0.07
+    classes = np.asarray(entry["classes"])
+    truth = np.array([np.flatnonzero(classes == t)[0] for t in adata.obs["truth"]])
+    held = adata.obsm["cellxpert_sets"][np.arange(480), truth]
+    assert held[others].mean() > 0.8
+    assert termed.annotate(adata, inplace=False).equals(plain)  # the model is what it was
+
+
+def test_words_and_gaps_of_labels_by_hand_do_not_matter(termed: cx.CellxPert) -> None:
+    adata = shifted()
+    expected = termed.annotate(adata, inplace=False, calibration_key="by_hand")
+    by_hand = adata.obs["by_hand"].copy()
+    for gap in ("Unknown", "", "nan", None):
+        adata.obs["by_hand"] = pd.Categorical(by_hand.astype(object).where(by_hand.notna(), gap))
+        assert termed.annotate(adata, inplace=False, calibration_key="by_hand").equals(expected)
+    with set_options(pull_on_update=False):
+        mdata = MuData({"rna": adata})
+    assert termed.annotate(mdata, inplace=False, calibration_key="by_hand").equals(expected)
+    adata.obs.loc[adata.obs_names[1::3][:30], "by_hand"] = np.nan
+    adata.obs["by_hand"] = adata.obs["by_hand"].astype(object)
+    adata.obs.loc[adata.obs_names[1::3][:30], "by_hand"] = "platelet"
+    with pytest.warns(CellxPertWarning, match=r"30 of 190 labelled cells .* not learned, e\.g\. \['platelet'\]"):
+        assert termed.annotate(adata, inplace=False, calibration_key="by_hand").equals(expected)
+
+
+def test_too_few_cells_labelled_by_hand_are_refused_and_nothing_is_written(termed: cx.CellxPert) -> None:
+    adata = shifted()
+    adata.obs["few"] = adata.obs["by_hand"].where(np.arange(480) < 140)
+    adata.obs["other words"] = "my " + adata.obs["truth"]
+    adata.obs["none"] = np.nan
+    columns = list(adata.obs)
+    for key, match in (
+        ("few", r"(?s)47 labelled cells, of which 0 trained the model; 47 of the others .*label 50 cells"),
+        ("other words", r"(?s)480 labelled cells, .*rename \['my B', 'my CD4 T'"),
+        ("none", "0 labelled cells"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            termed.annotate(adata, calibration_key=key)
+    with pytest.raises(ObsKeyError, match="by_hand"):
+        termed.annotate(adata, calibration_key="by hand")
+    assert list(adata.obs) == columns
+    assert not adata.uns
+
+
+def test_cells_that_trained_the_model_calibrate_nothing() -> None:
+    kind = np.repeat(np.arange(2), 200)
+    adata = simulated(np.array(["x", "y"])[kind], kind=kind)
+    cx.CellxPert.setup_anndata(adata, labels_key="label")
+    model = quick(adata)
+    with pytest.raises(ConfigError, match="400 labelled cells, of which 360 trained the model; 40 of the others"):
+        model.annotate(calibration_key="label")
+    more = cx.CellxPert(adata, config=cx.config.preset("nano").replace(n_queries=8), seed=0)
+    more.train(max_epochs=1, train_size=0.8, progress_bar=False)
+    more.annotate(calibration_key="label")
+    assert adata.uns["cellxpert_info"]["annotate"]["cellxpert_label"]["n_calibrated"] == 80
+
+
 # --- what is returned and written --------------------------------------------------------------------------------------
 
 
 def test_columns_follow_from_what_is_asked(termed: cx.CellxPert, query: ad.AnnData) -> None:
-    first = ["label", "confidence", "reason", "ood", "ontology_term_id"]
+    first = ["label", "confidence", "reason", "ood", "uncertainty", "ontology_term_id"]
     assert list(termed.annotate(query, inplace=False).columns) == first
     table = termed.annotate(query, inplace=False, set_coverage=0.9, back_off=0.8)
     assert list(table.columns) == [*first, "set_size"]
@@ -145,7 +228,7 @@ def test_what_is_written_survives_files(termed: cx.CellxPert, query: ad.AnnData,
         else:
             mdata.write_zarr(tmp_path / "x.zarr")
             again = read_zarr(tmp_path / "x.zarr")
-    names = ["label", "confidence", "reason", "ood", "label_ontology_term_id", "set_size"]
+    names = ["label", "confidence", "reason", "ood", "uncertainty", "label_ontology_term_id", "set_size"]
     for part, other in ((mdata, again), (mdata["rna"], again["rna"])):
         for name in (f"cellxpert_{name}" for name in names):
             assert part.obs[name].tolist() == other.obs[name].tolist()
@@ -213,6 +296,8 @@ def test_too_few_labelled_cells_leave_a_model_that_labels_but_promises_nothing()
     assert set(adata.obs["cellxpert_reason"]) == {"labelled"}
     assert adata.obs["cellxpert_ood"].isna().all()
     assert adata.uns["cellxpert_info"]["annotate"]["cellxpert_label"]["calibrated_on"] == "nothing"
+    with pytest.raises(ConfigError, match=r"calibration_key='label'.*not calibrated"):
+        model.annotate(calibration_key="label")
     with pytest.raises(ConfigError, match="not calibrated"):
         model.annotate(set_coverage=0.9)
 

@@ -42,18 +42,21 @@ __all__ = [
 class Prediction:
     """Labels of the cells asked for, the probability of each label, and how strange each cell is.
 
-    ``novelty`` is higher for stranger cells, on any scale; None where a method has nothing but ``1 - confidence``.
+    ``novelty`` is higher for stranger cells, on any scale; None where a method has nothing but ``1 - confidence``. ``distance`` is
+    a second one, of a method that has two.
     """
 
     labels: np.ndarray
     confidence: np.ndarray
     novelty: np.ndarray | None = None
+    distance: np.ndarray | None = None
 
 
 class Annotator(Protocol):
     """A method that learns labels from cells. Made before the clock starts: imports belong into its module.
 
-    One that also has ``refuses(cells) -> booleans`` is asked which cells it would leave without a label, by its own settings.
+    One that also has ``refuses(cells) -> booleans`` is asked which cells it would leave without a label, by its own settings, and one
+    that has ``predict_calibrated(cells, known) -> Prediction`` is told the labels of some of them ("" for the others).
     """
 
     def fit(self, cells: anndata.AnnData | mudata.MuData, labels: np.ndarray) -> None:
@@ -198,6 +201,12 @@ ANNOTATION: Mapping[str, Entry] = (
     }
 )
 """Methods of the task ``annotation``."""
+
+CALIBRATION: Mapping[str, Entry] = {
+    name: ANNOTATION[name]
+    for name in ("cellxpert-nano", "logistic_regression", "svd_logistic_regression", "nearest_centroid")
+}
+"""Methods of the task ``calibration``."""
 
 UNKNOWN: Mapping[str, Entry] = {
     name: ANNOTATION[name] for name in ("cellxpert-nano", "cellxpert-mini", "logistic_regression", "celltypist")

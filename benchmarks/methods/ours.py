@@ -55,8 +55,15 @@ class Ours:
     def predict(self, cells: anndata.AnnData | mudata.MuData) -> Prediction:
         """See :class:`benchmarks.methods.Annotator`."""
         table = self.model.annotate(_mudata(cells), inplace=False, unknown=False)
-        novelty = table["ood"].to_numpy() if "ood" in table else None
-        return Prediction(table["label"].to_numpy(dtype=str), table["confidence"].to_numpy(), novelty)
+        novelty, distance = table["uncertainty"].to_numpy(), table["ood"].to_numpy()
+        return Prediction(table["label"].to_numpy(dtype=str), table["confidence"].to_numpy(), novelty, distance)
+
+    def predict_calibrated(self, cells: anndata.AnnData, known: np.ndarray) -> Prediction:
+        """See :class:`benchmarks.methods.Annotator`."""
+        cells = cells.copy()
+        cells.obs["known"] = known
+        table = self.model.annotate(cells, inplace=False, unknown=False, calibration_key="known")
+        return Prediction(table["label"].to_numpy(dtype=str), table["confidence"].to_numpy())
 
     def refuses(self, cells: anndata.AnnData | mudata.MuData) -> np.ndarray:
         """See :class:`benchmarks.methods.Annotator`: for any of the reasons that ``annotate`` has."""

@@ -13,14 +13,22 @@ from benchmarks.data_sets import LeftOut
 from benchmarks.measure import measured
 from benchmarks.methods import UNKNOWN as METHODS
 from benchmarks.methods import make
-from benchmarks.metrics import novelty_scores
+from benchmarks.metrics import novelty_scores, refused
 from benchmarks.registry import Case, Measurement, Options, Task
 from benchmarks.render import dot_plot, markdown, method_table
 from benchmarks.tasks.annotation import bare
 
 __all__ = ["TASK", "notice"]
 
-METRICS = {"auroc": True, "refused": True, "accuracy_known": True, "unknown": True, "labelled": True}
+DISTANCE = "-distance"
+"""What the name of a method ends with where its second novelty score, a distance, is scored."""
+KEPT = (0.95, 0.9, 0.8, 0.5)
+"""Shares of the other cells that keep a label where the share of the new ones that is refused is noted."""
+METRICS = (
+    {"auroc": True}
+    | {refused(keep): True for keep in KEPT}
+    | {"accuracy_known": True, "unknown": True, "labelled": True}
+)
 
 
 def notice(left: LeftOut, kind: str, *, method: str, seed: int, options: Options) -> list[Measurement]:
@@ -36,12 +44,16 @@ def notice(left: LeftOut, kind: str, *, method: str, seed: int, options: Options
         predicted = annotator.predict(held_out)
     novelty = 1 - predicted.confidence if predicted.novelty is None else predicted.novelty
     new = labels[test] == kind
-    scores = novelty_scores(novelty, new)
-    scores["accuracy_known"] = float((predicted.labels == labels[test])[~new].mean())
+    known = {"accuracy_known": float((predicted.labels == labels[test])[~new].mean())}
+    scores = novelty_scores(novelty, new, keep=KEPT) | known
     if hasattr(annotator, "refuses"):
-        refused = annotator.refuses(held_out)
-        scores |= {"unknown": float(refused[new].mean()), "labelled": float((~refused[~new]).mean())}
-    return [Measurement(method=method, metrics=scores, seconds=cost.seconds, mib=cost.mib)]
+        without = annotator.refuses(held_out)
+        scores |= {"unknown": float(without[new].mean()), "labelled": float((~without[~new]).mean())}
+    out = [Measurement(method=method, metrics=scores, seconds=cost.seconds, mib=cost.mib)]
+    if predicted.distance is not None:
+        scores = novelty_scores(predicted.distance, new, keep=KEPT) | known
+        out.append(Measurement(method=method + DISTANCE, metrics=scores, seconds=cost.seconds, mib=cost.mib))
+    return out
 
 
 def cases(options: Options) -> Iterator[Case]:
@@ -79,7 +91,7 @@ def report(frame: pd.DataFrame) -> str:
     parts = [
         "One type at a time is left out of training; the test cells have it. Mean ± sd over these types, best in bold; `se`: "
         "standard error of the mean of `auroc`. `auroc`: of the novelty score, cells of the new type against all other test cells. "
-        "`refused`: share of the new cells that are refused where 90 % of the other test cells keep a label. "
+        "`refused_90`: share of the new cells that are refused where 90 % of the other test cells keep a label, and so on. "
         "`accuracy_known`: of the label given to the other test cells. Methods without a novelty score of their own: 1 - confidence. "
         "`unknown`, `labelled`: share of the new cells that the method leaves without a label, for whatever reason, and of the others that it "
         "gives one, by its own settings (0.9 of cells like the training cells keep a label)."
@@ -91,9 +103,9 @@ def report(frame: pd.DataFrame) -> str:
 
 def plot(frame: pd.DataFrame, stem: Path) -> Sequence[Path]:
     """Draw AUROC and the share refused, a dot per type left out."""
-    known = [method for method in METHODS if method in set(frame["method"])]
+    known = [name for method in METHODS for name in (method, method + DISTANCE) if name in set(frame["method"])]
     order = [*known, *sorted(set(frame["method"]) - set(known))]
-    return [dot_plot(frame, ["auroc", "refused"], stem.with_name(stem.name + ".png"), order=order)]
+    return [dot_plot(frame, ["auroc", refused(0.9)], stem.with_name(stem.name + ".png"), order=order)]
 
 
 TASK = Task(name="unknown", cases=lambda options: list(cases(options)), report=report, plot=plot)

@@ -21,6 +21,7 @@ __all__ = [
     "sets_key",
     "tissue_confidence_key",
     "tissue_key",
+    "uncertainty_key",
 ]
 
 INFO = "cellxpert_info"
@@ -88,6 +89,15 @@ def ood_key(key: str = LABEL) -> str:
     'cellxpert_ood'
     """
     return f"{_stem(key)}_ood"
+
+
+def uncertainty_key(key: str = LABEL) -> str:
+    """Name of the ``obs`` column with one doubt for both reasons, confidence and distance, behind ``obs[key]``.
+
+    >>> uncertainty_key()
+    'cellxpert_uncertainty'
+    """
+    return f"{_stem(key)}_uncertainty"
 
 
 def ontology_key(key: str = LABEL) -> str:

@@ -5,6 +5,7 @@ Letters: N cells, C labels.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict
 from typing import Any
 
@@ -17,18 +18,21 @@ from mudata import MuData
 from cellxpert import keys
 from cellxpert.checkpoint import TrainedState
 from cellxpert.data import setup as setups
+from cellxpert.data.calibration import Calibration
 from cellxpert.data.cells import Cells
-from cellxpert.data.obs import MISSING_TEXT
+from cellxpert.data.obs import MISSING_TEXT, as_categories
 from cellxpert.data.tokens import Tokens, shown_features
 from cellxpert.data.write import forget_obs, forget_obsm, record, recorded, write_obs, write_obsm
-from cellxpert.errors import ConfigError, NoLabelsError
+from cellxpert.errors import CellxPertWarning, ConfigError, NoLabelsError
 from cellxpert.nn.heads import LabelHead
 from cellxpert.ontology import CellOntology
 from cellxpert.tasks.annotate import Annotation, Evidence, LabelOptions
+from cellxpert.tasks.recalibrate import LEAST_LABELLED, recalibrate
 
 __all__ = [
     "allowed",
     "annotation_table",
+    "calibrated_on",
     "describe_labels",
     "evidence",
     "require_free_columns",
@@ -93,18 +97,61 @@ def evidence(
     )
 
 
+def calibrated_on(
+    state: TrainedState, data: Data, found: Evidence, *, key: str, trained_N: npt.NDArray[np.bool_] | None
+) -> tuple[Calibration, Evidence]:
+    """Calibrate on the cells that have a label in a column, without those that trained the model and those of labels that it did not learn.
+
+    Raises
+    ------
+    ConfigError
+        If they are too few, or the model could not be calibrated itself.
+    """
+    where, nothing = f"annotate(calibration_key={key!r})", state.setup.unlabeled_category
+    if state.calibration is None:
+        was = "a model whose labels are not calibrated: too few labelled cells were left to measure on"
+        raise ConfigError(where, found=was, fix="train with more labelled cells, or leave calibration_key out")
+    labels = as_categories(Cells.open(data, setups.query_setup(state.setup, data)).obs(key), key=key, missing=nothing)
+    given_N = (labels != nothing).to_numpy()
+    counted_N = given_N if trained_N is None else given_N & ~trained_N
+    code_N = np.where(counted_N, pd.Categorical(labels, categories=list(state.labels)).codes, -1)
+    rows, new = np.flatnonzero(code_N >= 0), sorted(set(labels[counted_N & (code_N < 0)]))
+    if len(rows) < LEAST_LABELLED:
+        was = f"{given_N.sum()} labelled cells, of which {given_N.sum() - counted_N.sum()} trained the model"
+        was += f"; {len(rows)} of the others have a label that it learned"
+        hint = f"rename {new[:5]} to names like {list(state.labels)[:5]}, or label" if new else "label"
+        raise ConfigError(where, found=was, fix=f"{hint} {LEAST_LABELLED} cells or more, or leave calibration_key out")
+    if new:
+        warnings.warn(
+            f"{where}: {counted_N.sum() - len(rows)} of {counted_N.sum()} labelled cells have labels that were not learned, e.g. "
+            f"{new[:5]}. They are left out, and confidence speaks of the other types only. Rename them where they are "
+            f"other words for labels such as {list(state.labels)[:5]}.",
+            CellxPertWarning,
+            stacklevel=3,
+        )
+    allowed_NC = allowed(state)[code_N[rows]]
+    type_C = state.setup.types_of(state.labels)
+    return recalibrate(state.calibration, found, rows=rows, allowed_NC=allowed_NC, type_C=type_C)
+
+
 def _magnitude_weights(head: LabelHead) -> npt.NDArray[np.float64]:
     return head.magnitude.weight[:-1].detach().double().cpu().numpy()
 
 
 def describe_labels(
-    state: TrainedState, options: LabelOptions, *, clusters_key: str | None, ontology: CellOntology | None
+    state: TrainedState,
+    options: LabelOptions,
+    *,
+    calibration: Calibration | None,
+    columns: dict[str, str | None],
+    ontology: CellOntology | None,
 ) -> dict[str, Any]:
-    """Return plain values that say what was asked of labels, and what they rest on."""
+    """Return plain values that say what was asked of labels, and what they rest on; ``columns`` of ``obs`` by the argument that named them."""
     asked = {name: value for name, value in asdict(options).items() if value is not None}
-    asked["calibrated_on"] = "nothing" if state.calibration is None else state.calibration.source
-    if clusters_key is not None:
-        asked["clusters_key"] = clusters_key
+    asked["calibrated_on"] = "nothing" if calibration is None else calibration.source
+    if calibration is not None:
+        asked |= {"temperature": calibration.temperature, "n_calibrated": calibration.n_cells}
+    asked |= {name: key for name, key in columns.items() if key is not None}
     if ontology is not None:
         asked["ontology_version"] = ontology.version
     if state.tissues is not None:
@@ -121,7 +168,13 @@ def allowed(state: TrainedState) -> npt.NDArray[np.bool_]:
 
 def annotation_table(result: Annotation, index: pd.Index) -> pd.DataFrame:
     """Return an annotation, one row per cell."""
-    columns = {"label": result.labels, "confidence": result.confidence, "reason": result.reason, "ood": result.ood}
+    columns = {
+        "label": result.labels,
+        "confidence": result.confidence,
+        "reason": result.reason,
+        "ood": result.ood,
+        "uncertainty": result.uncertainty,
+    }
     if result.terms is not None:
         columns["ontology_term_id"] = result.terms
     if result.sets_NC is not None:
@@ -138,6 +191,7 @@ def _label_columns(key: str) -> dict[str, str]:
         "confidence": keys.confidence_key(key),
         "reason": keys.reason_key(key),
         "ood": keys.ood_key(key),
+        "uncertainty": keys.uncertainty_key(key),
         "ontology_term_id": keys.ontology_key(key),
         "set_size": keys.set_size_key(key),
         "tissue": keys.tissue_key(key),

@@ -409,13 +409,15 @@ class CellxPert(SetupMethods, IntegrationMethods):
         back_off: float | None = None,
         set_coverage: float | None = None,
         clusters_key: str | None = None,
+        calibration_key: str | None = None,
         return_proba: bool = False,
         batch_size: int | None = None,
     ) -> pd.DataFrame | None:
         """Name the type of every cell, or say why not. The object needs no label column.
 
         Probabilities are calibrated on training cells that the label head had not seen: of cells like these, about 80 % of the
-        labels with a confidence of 0.8 are right. Cells of another tissue or protocol are not like these.
+        labels with a confidence of 0.8 are right. Cells of another donor, tissue or protocol need not be like these; where some
+        of them have been labelled by hand, ``calibration_key`` measures on those instead.
 
         Parameters
         ----------
@@ -438,6 +440,11 @@ class CellxPert(SetupMethods, IntegrationMethods):
             Share of cells like the training cells whose true label shall be in their set of labels (conformal prediction).
         clusters_key
             Column of ``obs`` with clusters whose cells get one label: by their mean probabilities and median distance.
+        calibration_key
+            Column of ``obs`` with the labels of 50 cells or more of this object, drawn at random, and missing values for the others. What is promised of
+            cells like the training cells (confidence, ``coverage``, ``set_coverage``, ``cellxpert_ood``) then holds for cells like
+            these, and labels follow how frequent types are among them. The model stays what it is; cells that it was trained on do not
+            count.
         return_proba
             Return the probabilities of all labels.
         batch_size
@@ -445,7 +452,7 @@ class CellxPert(SetupMethods, IntegrationMethods):
 
         Returns
         -------
-        With ``inplace=False`` a table with the columns ``label``, ``confidence``, ``reason``, ``ood`` and, where they are known,
+        With ``inplace=False`` a table with the columns ``label``, ``confidence``, ``reason``, ``ood``, ``uncertainty`` and, where they are known,
         ``ontology_term_id``, ``set_size``, ``tissue`` and ``tissue_confidence``; with ``return_proba`` a table with one column per label. The index is ``obs_names``.
 
         Raises
@@ -455,18 +462,27 @@ class CellxPert(SetupMethods, IntegrationMethods):
         NoLabelsError
             If it was trained without labels, or none of its training cells had one.
         ConfigError
-            If a share is none, labels have no terms to back off to, sets are asked of a model that could not be calibrated, or a
-            column of ``obs`` that would be written is there and is no result of an earlier call with this key.
+            If a share is none, labels have no terms to back off to, sets or ``calibration_key`` are asked of a model that could not be
+            calibrated, fewer than 50 labelled cells are there to calibrate on, or a column of ``obs`` that would be written is there
+            and is no result of an earlier call with this key.
         ObsKeyError
-            If there is no column ``clusters_key``.
+            If there is no column ``clusters_key`` or ``calibration_key``.
         OntologyMissingError
-            With ``back_off``, and with ``set_coverage`` where labels have terms, if the package with the ontology is not installed.
+            With ``back_off``, and with ``set_coverage`` or ``calibration_key`` where labels have terms, if the package with the ontology
+            is not installed.
+
+        Warns
+        -----
+        CellxPertWarning
+            If cells of ``calibration_key`` have labels that were not learned: they do not count.
 
         Notes
         -----
         **Writes** to ``obs``: ``key_added`` (categorical, no unused categories), ``cellxpert_confidence`` (float32; the probability
         of the label, with that of all labels of the same ontology term), ``cellxpert_reason`` (categorical; ``"labelled"``, ``"coarser"`` or why not), ``cellxpert_ood`` (float32; the
         distance to the nearest label, 1 where 5 % of cells like the training cells are farther, NaN if the model is not calibrated),
+        ``cellxpert_uncertainty`` (float32; the share of cells like the training cells that are surer of their label, or nearer to it,
+        whichever is more; a ``coverage`` keeps cells up to ``(1 + coverage) / 2``),
         ``cellxpert_label_ontology_term_id`` (``"unknown"`` for none), ``cellxpert_set_size``, and ``cellxpert_tissue`` with
         ``cellxpert_tissue_confidence`` where the setup named a ``tissue_key``. To ``obsm``: ``cellxpert_proba``
         (float32 of shape (n_cells, n_labels)) and ``cellxpert_sets`` (bool, the same shape). And a record in
@@ -484,11 +500,16 @@ class CellxPert(SetupMethods, IntegrationMethods):
         if state.tissues is not None and (base := self._base_state()) is not state:
             # their head was fitted to the vectors of the model itself
             *_, tissues = self._embed(base, tokens, batch_size)
+        found = labelling.evidence(state, data, tokens, logits_NC=logits, tissue_NC=tissues, clusters_key=clusters_key)
+        calibration = state.calibration
+        if calibration_key is not None:
+            trained_N = self._trained_cells(data)
+            calibration, found = labelling.calibrated_on(state, data, found, key=calibration_key, trained_N=trained_N)
         result = annotate(
-            labelling.evidence(state, data, tokens, logits_NC=logits, tissue_NC=tissues, clusters_key=clusters_key),
+            found,
             classes=state.labels,
             unlabeled_category=state.setup.unlabeled_category,
-            calibration=state.calibration,
+            calibration=calibration,
             options=options,
             label_terms=terms,
             type_C=state.setup.types_of(state.labels),
@@ -497,7 +518,10 @@ class CellxPert(SetupMethods, IntegrationMethods):
             tissues=state.tissues,
         )
         if inplace:
-            asked = labelling.describe_labels(state, options, clusters_key=clusters_key, ontology=ontology)
+            columns = {"clusters_key": clusters_key, "calibration_key": calibration_key}
+            asked = labelling.describe_labels(
+                state, options, calibration=calibration, columns=columns, ontology=ontology
+            )
             labelling.write_annotation(data, result, key=key_added, entry=self._record(tokens, started) | asked)
         if return_proba:
             return pd.DataFrame(result.probabilities, index=data.obs_names, columns=list(result.classes))

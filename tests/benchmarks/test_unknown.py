@@ -50,12 +50,14 @@ def _toy() -> LeftOut:
     st.lists(st.integers(0, 6), min_size=1, max_size=25),
 )
 def test_novelty_scores_against_plain_loops(known: list[int], new: list[int]) -> None:
-    scores = novelty_scores(np.array(known + new, float), np.arange(len(known) + len(new)) >= len(known))
+    keep = (0.9, 0.5)
+    scores = novelty_scores(np.array(known + new, float), np.arange(len(known) + len(new)) >= len(known), keep=keep)
     wins = [1.0 if n > k else 0.5 if n == k else 0.0 for n in new for k in known]
     assert scores["auroc"] == pytest.approx(sum(wins) / len(wins))
-    # the lowest of the known cells' scores that lets at least 90 % of them keep their label
-    threshold = min(t for t in known if 10 * sum(k <= t for k in known) >= 9 * len(known))
-    assert scores["refused"] == pytest.approx(sum(n > threshold for n in new) / len(new))
+    for name, percent in (("refused_90", 90), ("refused_50", 50)):
+        # the lowest of the known cells' scores that lets at least so many of them keep their label
+        threshold = min(t for t in known if 100 * sum(k <= t for k in known) >= percent * len(known))
+        assert scores[name] == pytest.approx(sum(n > threshold for n in new) / len(new))
 
 
 # --- methods ---
@@ -89,7 +91,10 @@ def test_a_type_of_its_own_is_noticed(method: str) -> None:
     (measurement,) = notice(_toy(), "b", method=method, seed=0, options=Options(quick=True))
     assert measurement.metrics["auroc"] > 0.9
     assert measurement.metrics["accuracy_known"] > 0.95
-    assert 0 <= measurement.metrics["refused"] <= 1
+    shares = [measurement.metrics[f"refused_{percent}"] for percent in (95, 90, 80, 50)]
+    assert shares == sorted(shares)
+    assert shares[0] >= 0
+    assert shares[-1] <= 1
 
 
 def test_the_type_is_not_seen_and_the_others_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +143,20 @@ def test_what_a_method_refuses_itself_is_counted(monkeypatch: pytest.MonkeyPatch
     assert found[Careful] == pytest.approx({"unknown": sum(new) / len(new), "labelled": 1 - sum(others) / len(others)})
 
 
+class Two(Plain):
+    def predict(self, cells: anndata.AnnData) -> Prediction:
+        plain, rank = super().predict(cells), np.arange(cells.n_obs, dtype=float)
+        return Prediction(plain.labels, plain.confidence, rank, -rank)
+
+
+def test_both_scores_of_a_method_that_has_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unknown, "make", lambda entry, *, seed, quick: Two())
+    first, second = notice(_toy(), "b", method="logistic_regression", seed=0, options=Options())
+    assert (first.method, second.method) == ("logistic_regression", "logistic_regression-distance")
+    assert first.metrics["auroc"] == pytest.approx(1 - second.metrics["auroc"])
+    assert first.metrics["accuracy_known"] == second.metrics["accuracy_known"]
+
+
 def test_cases_and_report(tmp_path: Path) -> None:
     full = TASK.cases(Options())
     assert {case.data for case in full} == set(UNKNOWN)
@@ -148,7 +167,7 @@ def test_cases_and_report(tmp_path: Path) -> None:
         {**common, "split": f"without/{kind}", "method": method, "metric": metric, "value": value}
         for kind in ("A", "B/C")
         for method, value in (("knn_distance", 0.9), ("mahalanobis", 0.8 + 0.15 * (kind == "A")))
-        for metric in ("auroc", "refused", "accuracy_known")
+        for metric in ("auroc", "refused_90", "accuracy_known")
     ]
     text = TASK.report(pd.DataFrame(rows))
     assert "| AUROC without | A | B/C |" in text

@@ -92,6 +92,23 @@ def test_levels_are_rounded_to_those_that_are_kept() -> None:
         assert calibration.threshold(score, 1.0) == kept[200]
 
 
+@settings(deadline=None)
+@given(values=scores, new=st.lists(st.floats(0, 2), min_size=2, max_size=9, unique=True))
+def test_a_rank_is_the_share_of_quantiles_that_a_cell_surpasses_in_doubt(values: list[float], new: list[float]) -> None:
+    calibration, new = _calibration(values), sorted(new)
+    far = calibration.rank("distance", np.array(new))
+    unsure = calibration.rank("confidence", np.array(new))
+    for value, d, c in zip(new, far.tolist(), unsure.tolist(), strict=True):
+        farther_than = sum(value > q for q in calibration.distance_Q.tolist())
+        less_sure_than = sum(value < q for q in calibration.confidence_Q.tolist())
+        for rank, n in ((d, farther_than), (c, less_sure_than)):
+            assert rank == n / 201 if n < 201 else 200 / 201 - 1e-12 <= rank <= 1
+    assert (np.diff(far) >= 0).all()
+    assert (np.diff(unsure) <= 0).all()
+    beyond = np.array(new) > max(calibration.distance_Q.max(), 1e-6)
+    assert (np.diff(far[beyond]) >= 0).all()
+
+
 @settings(deadline=None, max_examples=25)
 @given(n=st.integers(20, 40), coverage=st.floats(0.3, 0.95), seed=st.integers(0, 1000))
 def test_thresholds_keep_the_promise_of_conformal_prediction(n: int, coverage: float, seed: int) -> None:

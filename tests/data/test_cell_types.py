@@ -232,7 +232,9 @@ def test_distances_are_those_of_mahalanobis() -> None:
     precision = np.linalg.inv(covariance)
     own = np.array([mahalanobis(x, mean[c], precision) ** 2 for x, c in zip(point, CODES, strict=True)])
     spread = [(own[c == CODES].sum() / own.mean() + PRIOR_CELLS) / (40 + PRIOR_CELLS) for c in range(N_LABELS)]
-    expected = [min(mahalanobis(x, m, precision) ** 2 / s for m, s in zip(mean, spread, strict=True)) for x in point]
+    expected = [
+        min(mahalanobis(x, m, precision) ** 2 / np.sqrt(s) for m, s in zip(mean, spread, strict=True)) for x in point
+    ]
     assert np.allclose(types.spread_C, spread, rtol=1e-4)
     assert np.allclose(types.mean_CP, mean)
     assert np.allclose(types.root_PP @ types.root_PP.T, precision, rtol=1e-4)

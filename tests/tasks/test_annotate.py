@@ -201,6 +201,7 @@ def test_without_a_calibration_only_empty_cells_get_no_label():
     assert (found.reason == FEW_GENES).tolist() == (cells.shown_N == 0).tolist()
     assert (found.reason == LABELLED).tolist() == (cells.shown_N > 0).tolist()
     assert np.isnan(found.ood).all()
+    assert np.isnan(found.uncertainty).all()
     assert found.terms is None
     assert found.sets_NC is None
 
@@ -228,6 +229,17 @@ def test_of_cells_like_the_training_cells_the_asked_share_keeps_a_label(coverage
     for reason, expected in ((LABELLED, (1 - share) ** 2), (OUT_OF_DISTRIBUTION, share)):
         error = 4 * math.sqrt(expected * (1 - expected) / 2000) + 0.005  # thresholds move by 1/200
         assert abs((found.reason == reason).mean() - expected) < error
+
+
+@pytest.mark.parametrize("clusters", [False, True])
+def test_uncertainty_tells_what_every_coverage_would_refuse(calibration, clusters):
+    cells = evidence(400, seed=3, shown_N=np.full(400, 9), cluster_N=np.arange(400) // 4 if clusters else None)
+    for percent in range(51, 100):
+        found = decide(cells, calibration=calibration, options=LabelOptions(coverage=percent / 100))
+        kept = found.uncertainty <= (100 + percent) / 200
+        assert (kept == (found.reason == LABELLED)).all()
+        assert kept.any()
+        assert not kept.all()
 
 
 # --- backing off -------------------------------------------------------------------------------------------------------

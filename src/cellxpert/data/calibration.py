@@ -66,10 +66,10 @@ class Calibration:
     """What was measured on labelled cells that the label head had not seen.
 
     ``source`` says which: ``"out-of-fold"`` (training cells, by heads fitted to the others), ``"left-out batches"`` (the same, whole
-    batches at a time) or ``"validation"``.
+    batches at a time), ``"validation"``, or ``"labelled cells"`` of the object that is annotated.
     """
 
-    source: Literal["out-of-fold", "left-out batches", "validation"]
+    source: Literal["out-of-fold", "left-out batches", "validation", "labelled cells"]
     n_cells: int
     temperature: float
     """What logits are divided by."""
@@ -91,6 +91,18 @@ class Calibration:
         # rounded as a guarantee of coverage needs: cells of a confidence below, and of another score above, are refused
         place = round(level * (len(kept_Q) - 1), 9)
         return float(kept_Q[min(int(np.floor(place) if score == "confidence" else np.ceil(place)), len(kept_Q) - 1)])
+
+    def rank(self, score: Literal["confidence", "distance"], value_N: Floats) -> Floats:
+        """Return which share of the kept quantiles cells surpass in doubt: less confidence, more distance (N,).
+
+        It goes on beyond the last of them, so that no two cells of different scores are alike there.
+        """
+        kept_Q, limit = getattr(self, f"{score}_Q"), self.threshold(score, float(score == "distance"))
+        if score == "confidence":
+            beyond_N, n_N = value_N / max(limit, 1e-12), len(kept_Q) - np.searchsorted(kept_Q, value_N, side="right")
+        else:
+            beyond_N, n_N = limit / np.maximum(value_N, 1e-12), np.searchsorted(kept_Q, value_N, side="left")
+        return np.where(n_N == len(kept_Q), len(kept_Q) - beyond_N, n_N) / len(kept_Q)
 
     def absent(self, tokens: Tokens, weight_VC: Floats) -> npt.NDArray[np.float32]:
         """Return what features that were not measured add to logits (N, C): they stand at what is usual, not at zero."""

@@ -127,8 +127,12 @@ class TypeModel:
         return self.distance(self.components.project(tokens, rows, scale_MK=scale_MK, modality_V=modality_V))
 
     def distance(self, point_NP: Floats) -> Floats:
-        """Return squared Mahalanobis distances, relative to the label's spread, to the nearest label's mean (N,)."""
+        """Return squared Mahalanobis distances, relative to the root of the label's spread, to the nearest label's mean (N,).
+
+        Relative to the spread itself, one wide label would be near to all that lies about it, new types too; relative to nothing,
+        wide labels would lose their own cells. The root lies between.
+        """
         mean_CP = self.mean_CP[self.n_C > 0]
         white_NP, white_CP = point_NP @ self.root_PP, mean_CP @ self.root_PP
         squared_NC = (white_NP**2).sum(axis=1)[:, None] - 2 * white_NP @ white_CP.T + (white_CP**2).sum(axis=1)
-        return (np.maximum(squared_NC, 0.0) / self.spread_C[self.n_C > 0]).min(axis=1)
+        return (np.maximum(squared_NC, 0.0) / np.sqrt(self.spread_C[self.n_C > 0])).min(axis=1)

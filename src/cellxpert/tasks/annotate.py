@@ -83,6 +83,8 @@ class Annotation:
     """``LABELLED``, ``COARSER``, or why there is no label."""
     ood: npt.NDArray[np.float32]
     """Distance to the nearest label, relative to that which 95 % of cells like the training cells do not exceed; NaN if not known."""
+    uncertainty: npt.NDArray[np.float32]
+    """Share of cells like the training cells that are surer of their label, or nearer to it, whichever is more; NaN if not known."""
     terms: npt.NDArray[np.object_] | None = None
     """Ontology term of each cell's label, ``"unknown"`` without one; None where labels have no terms."""
     sets_NC: Bools | None = None
@@ -143,6 +145,7 @@ def annotate(
     labels_N = np.asarray(classes, dtype=object)[best_N]
     terms_N = None if label_terms is None else np.asarray(label_terms, dtype=object)[best_N]
     reason_N = np.full(len(best_N), LABELLED, dtype=object)
+    uncertainty_N = _uncertainty(confidence_N, distance_N, calibration)
     few_N, strange_N, unsure_N = _doubts(confidence_N, distance_N, shown_N, calibration=calibration, options=options)
     if options.back_off is not None:
         assert label_terms is not None
@@ -174,6 +177,7 @@ def annotate(
         classes=tuple(classes),
         reason=reason_N,
         ood=_relative(evidence, calibration).astype(np.float32),
+        uncertainty=uncertainty_N.astype(np.float32),
         terms=None if terms_N is None else np.where(terms_N == "", "unknown", terms_N),
         sets_NC=_sets(own_NC if allowed_CC is None else own_NC @ allowed_CC.T, calibration, options.set_coverage),
         tissue=tissue_N,
@@ -233,6 +237,12 @@ def _doubts(
     few_N = shown_N < calibration.least_features
     strange_N = distance_N > calibration.threshold("distance", 1 - share)
     return few_N, strange_N, confidence_N < calibration.threshold("confidence", share)
+
+
+def _uncertainty(confidence_N: Floats, distance_N: Floats | None, calibration: Calibration | None) -> Floats:
+    if calibration is None or distance_N is None:
+        return np.full(len(confidence_N), np.nan)
+    return np.maximum(calibration.rank("confidence", confidence_N), calibration.rank("distance", distance_N))
 
 
 def _relative(evidence: Evidence, calibration: Calibration | None) -> Floats:
