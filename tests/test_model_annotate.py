@@ -158,8 +158,25 @@ def test_words_and_gaps_of_labels_by_hand_do_not_matter(termed: cx.CellxPert) ->
     adata.obs.loc[adata.obs_names[1::3][:30], "by_hand"] = np.nan
     adata.obs["by_hand"] = adata.obs["by_hand"].astype(object)
     adata.obs.loc[adata.obs_names[1::3][:30], "by_hand"] = "platelet"
-    with pytest.warns(CellxPertWarning, match=r"30 of 190 labelled cells .* not learned, e\.g\. \['platelet'\]"):
+    with pytest.warns(
+        CellxPertWarning, match=r"30 of 190 labelled cells are of types that were not learned, e\.g\. \['platelet'\]"
+    ):
         assert termed.annotate(adata, inplace=False, calibration_key="by_hand").equals(expected)
+
+
+def test_words_of_the_ontology_stand_for_labels(termed: cx.CellxPert) -> None:
+    adata = shifted()
+    adata.obs["synonyms"] = adata.obs["by_hand"].replace(
+        {"CD4 T": "CD4-positive, alpha-beta T cell", "B": "B lymphocyte", "mono": "CL:0000576"}
+    )
+    expected = termed.annotate(adata, inplace=False, calibration_key="by_hand")
+    assert termed.annotate(adata, inplace=False, calibration_key="synonyms").equals(expected)
+    adata.obs["finer"] = adata.obs["by_hand"].replace({"B": "naive B cell", "mono": "classical monocyte"})
+    assert termed.annotate(adata, inplace=False, calibration_key="finer").equals(expected)
+    adata.obs["coarser"] = adata.obs["by_hand"].replace({"CD4 T": "T cell", "CD8 T": "T cell"})
+    table = termed.annotate(adata, inplace=False, unknown=False, calibration_key="coarser")
+    t_cell = adata.obs["truth"].isin(["CD4 T", "CD8 T"])
+    assert (table["label"].isin(["CD4 T", "CD8 T"]) == t_cell).mean() > 0.8
 
 
 def test_too_few_cells_labelled_by_hand_are_refused_and_nothing_is_written(termed: cx.CellxPert) -> None:

@@ -25,7 +25,7 @@ from cellxpert.data.tokens import Tokens, shown_features
 from cellxpert.data.write import forget_obs, forget_obsm, record, recorded, write_obs, write_obsm
 from cellxpert.errors import CellxPertWarning, ConfigError, NoLabelsError
 from cellxpert.nn.heads import LabelHead
-from cellxpert.ontology import CellOntology
+from cellxpert.ontology import CellOntology, match_labels
 from cellxpert.tasks.annotate import Annotation, Evidence, LabelOptions
 from cellxpert.tasks.recalibrate import LEAST_LABELLED, recalibrate
 
@@ -100,7 +100,7 @@ def evidence(
 def calibrated_on(
     state: TrainedState, data: Data, found: Evidence, *, key: str, trained_N: npt.NDArray[np.bool_] | None
 ) -> tuple[Calibration, Evidence]:
-    """Calibrate on the cells that have a label in a column, without those that trained the model and those of labels that it did not learn.
+    """Calibrate on the cells that have a label in a column, without those that trained the model and those of types that it did not learn.
 
     Raises
     ------
@@ -114,24 +114,44 @@ def calibrated_on(
     labels = as_categories(Cells.open(data, setups.query_setup(state.setup, data)).obs(key), key=key, missing=nothing)
     given_N = (labels != nothing).to_numpy()
     counted_N = given_N if trained_N is None else given_N & ~trained_N
-    code_N = np.where(counted_N, pd.Categorical(labels, categories=list(state.labels)).codes, -1)
-    rows, new = np.flatnonzero(code_N >= 0), sorted(set(labels[counted_N & (code_N < 0)]))
+    may = _meant(state, sorted(set(labels[counted_N])))
+    rows = np.flatnonzero(counted_N & labels.isin(may).to_numpy())
+    new = sorted(set(labels[counted_N]) - set(may))
     if len(rows) < LEAST_LABELLED:
         was = f"{given_N.sum()} labelled cells, of which {given_N.sum() - counted_N.sum()} trained the model"
-        was += f"; {len(rows)} of the others have a label that it learned"
+        was += f"; {len(rows)} of the others are of types that it learned"
         hint = f"rename {new[:5]} to names like {list(state.labels)[:5]}, or label" if new else "label"
         raise ConfigError(where, found=was, fix=f"{hint} {LEAST_LABELLED} cells or more, or leave calibration_key out")
     if new:
         warnings.warn(
-            f"{where}: {counted_N.sum() - len(rows)} of {counted_N.sum()} labelled cells have labels that were not learned, e.g. "
+            f"{where}: {counted_N.sum() - len(rows)} of {counted_N.sum()} labelled cells are of types that were not learned, e.g. "
             f"{new[:5]}. They are left out, and confidence speaks of the other types only. Rename them where they are "
-            f"other words for labels such as {list(state.labels)[:5]}.",
+            f"other words for types such as {list(state.labels)[:5]}.",
             CellxPertWarning,
             stacklevel=3,
         )
-    allowed_NC = allowed(state)[code_N[rows]]
+    allowed_NC = np.stack([may[label] for label in labels.iloc[rows]])
     type_C = state.setup.types_of(state.labels)
     return recalibrate(state.calibration, found, rows=rows, allowed_NC=allowed_NC, type_C=type_C)
+
+
+def _meant(state: TrainedState, names: list[str]) -> dict[str, npt.NDArray[np.bool_]]:
+    """Which of the learned labels (C,) cells of these names may have; names of types that were not learned are left out.
+
+    A name that was not learned means the labels that are kinds of its ontology term, or, of a finer one, those that it is a kind of.
+    """
+    learned = dict(zip(state.labels, allowed(state), strict=True))
+    may = {name: learned[name] for name in names if name in learned}
+    terms, others = terms_of(state), [name for name in names if name not in learned]
+    if terms is None or not others:
+        return may
+    ontology, table = CellOntology(), match_labels(others)
+    for name, term in table["term"][table["term"] != ""].items():
+        below = np.array([t != "" and ontology.is_a(t, term) for t in terms])
+        meant = below if below.any() else np.array([t != "" and ontology.is_a(term, t) for t in terms])
+        if meant.any():
+            may[str(name)] = meant
+    return may
 
 
 def _magnitude_weights(head: LabelHead) -> npt.NDArray[np.float64]:

@@ -441,10 +441,11 @@ class CellxPert(SetupMethods, IntegrationMethods):
         clusters_key
             Column of ``obs`` with clusters whose cells get one label: by their mean probabilities and median distance.
         calibration_key
-            Column of ``obs`` with the labels of 50 cells or more of this object, drawn at random, and missing values for the others. What is promised of
-            cells like the training cells (confidence, ``coverage``, ``set_coverage``, ``cellxpert_ood``) then holds for cells like
-            these, and labels follow how frequent types are among them. The model stays what it is; cells that it was trained on do not
-            count.
+            Column of ``obs`` with the labels of 50 cells or more of this object, drawn at random, and missing values for the others.
+            What is promised of cells like the training cells (confidence, ``coverage``, ``set_coverage``, ``cellxpert_ood``) then
+            holds for cells like these, and labels follow how frequent types are among them. Names are those of the model's labels or,
+            where these have ontology terms, what :func:`cellxpert.ontology.match_labels` finds a term for: a coarser name means all
+            labels that are kinds of it. The model stays what it is; cells that it was trained on do not count.
         return_proba
             Return the probabilities of all labels.
         batch_size
@@ -474,7 +475,7 @@ class CellxPert(SetupMethods, IntegrationMethods):
         Warns
         -----
         CellxPertWarning
-            If cells of ``calibration_key`` have labels that were not learned: they do not count.
+            If cells of ``calibration_key`` are of types that were not learned: they do not count.
 
         Notes
         -----

@@ -15,7 +15,7 @@ from cellxpert.data.calibration import Calibration, quantiles_of
 from cellxpert.data.cell_types import Components, TypeModel
 from cellxpert.metrics import ece, ece_floor
 from cellxpert.tasks.annotate import LABELLED, Evidence, LabelOptions, annotate
-from cellxpert.tasks.recalibrate import recalibrate
+from cellxpert.tasks.recalibrate import SPREADS, recalibrate
 
 OWN = np.arange(3)
 
@@ -57,16 +57,22 @@ def test_temperature_and_biases_are_those_of_a_plain_minimisation(
     if words:
         allowed[allowed[:, 0], 1] = True  # what is called 0 may be 1
 
-    def loss(x: np.ndarray) -> float:
-        total = sum(v**2 for v in x) / 2
-        for row, may in zip(rows, allowed, strict=True):
-            odds = [
-                math.exp(z / 2 / math.exp(x[0]) + b) for z, b in zip(cells.logits_NC[row].tolist(), x[1:], strict=True)
-            ]
-            total -= math.log(sum(o for o, m in zip(odds, may, strict=True) if m) / sum(odds))
+    def loss(x: np.ndarray, some: list[int], spread: float | None) -> float:
+        total = 0.0 if spread is None else x[0] ** 2 / 2 + sum(b**2 for b in x[1:]) / (2 * spread**2)
+        for i in some:
+            scaled = [z / 2 / math.exp(x[0]) for z in cells.logits_NC[rows[i]].tolist()]
+            odds = [math.exp(z + b) for z, b in zip(scaled, x[1:], strict=True)]
+            total -= math.log(sum(o for o, m in zip(odds, allowed[i], strict=True) if m) / sum(odds))
         return total
 
-    best = minimize(loss, np.zeros(4), method="BFGS", options={"gtol": 1e-6}).x
+    def fit(some: list[int], spread: float) -> np.ndarray:
+        return minimize(loss, np.zeros(4), args=(some, spread), method="BFGS", options={"gtol": 1e-6}).x
+
+    def left_out(spread: float) -> float:
+        parts = [[i for i in range(25) if i % 5 == fold] for fold in range(5)]
+        return sum(loss(fit([i for i in range(25) if i not in part], spread), part, None) for part in parts)
+
+    best = fit(list(range(25)), min(SPREADS, key=left_out))
     found, moved = recalibrate(calibration, cells, rows=rows, allowed_NC=allowed, type_C=OWN)
     assert found.temperature == pytest.approx(2 * math.exp(best[0]), rel=2e-3)
     bias = (moved.logits_NC - cells.logits_NC) / found.temperature
