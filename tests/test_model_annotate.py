@@ -196,6 +196,10 @@ def test_too_few_cells_labelled_by_hand_are_refused_and_nothing_is_written(terme
         termed.annotate(adata, calibration_key="by hand")
     assert list(adata.obs) == columns
     assert not adata.uns
+    termed.annotate(adata, key_added="mine")
+    with pytest.raises(ConfigError, match="it would confirm itself"):
+        termed.annotate(adata, key_added="again", calibration_key="mine")
+    assert "again" not in adata.obs
 
 
 def test_cells_that_trained_the_model_calibrate_nothing() -> None:

@@ -105,9 +105,12 @@ def calibrated_on(
     Raises
     ------
     ConfigError
-        If they are too few, or the model could not be calibrated itself.
+        If they are too few, the column is an earlier answer, or the model could not be calibrated itself.
     """
     where, nothing = f"annotate(calibration_key={key!r})", state.setup.unlabeled_category
+    if recorded(data, "annotate", key=key):
+        fix = "give a column of labels that were made without a model"
+        raise ConfigError(where, found="labels that annotate() wrote: it would confirm itself", fix=fix)
     if state.calibration is None:
         was = "a model whose labels are not calibrated: too few labelled cells were left to measure on"
         raise ConfigError(where, found=was, fix="train with more labelled cells, or leave calibration_key out")

@@ -464,7 +464,7 @@ class CellxPert(SetupMethods, IntegrationMethods):
             If it was trained without labels, or none of its training cells had one.
         ConfigError
             If a share is none, labels have no terms to back off to, sets or ``calibration_key`` are asked of a model that could not be
-            calibrated, fewer than 50 labelled cells are there to calibrate on, or a column of ``obs`` that would be written is there
+            calibrated, fewer than 50 labelled cells are there to calibrate on or a model labelled them, or a column of ``obs`` that would be written is there
             and is no result of an earlier call with this key.
         ObsKeyError
             If there is no column ``clusters_key`` or ``calibration_key``.
