@@ -170,7 +170,10 @@ def test_logits_are_inputs_times_coefficients(monkeypatch: pytest.MonkeyPatch, i
 def test_probabilities_are_those_of_logistic_regression(
     monkeypatch: pytest.MonkeyPatch, precise: None, label_loss: str, image: bool
 ) -> None:
-    """All cells that are given are fitted to, also those that a calibration leaves out, and no others."""
+    """All cells that are given are fitted to, also those that a calibration leaves out, and no others.
+
+    The penalty is that of the folds per cell: of the loss of a cell, not of the sum over cells, which are half as many again.
+    """
     monkeypatch.setattr(label_head, "PENALTIES", (0.1,))
     told = _told(image=image)
     rows = np.flatnonzero((told.code_N < 2) | (np.arange(180) % 4 == 0))
@@ -180,7 +183,7 @@ def test_probabilities_are_those_of_logistic_regression(
     if label_loss == "weighted":
         weight = (1 / np.bincount(codes[rows]))[codes[rows]]
         weight /= weight.mean()
-    truth = _logistic(0.1).fit(inputs[rows], codes[rows], sample_weight=weight).predict_proba(inputs)
+    truth = _logistic(0.1 * 2 / 3).fit(inputs[rows], codes[rows], sample_weight=weight).predict_proba(inputs)
     assert np.abs(softmax(_encoded(told)[1], axis=1) - truth).max() < 1e-3
 
 
@@ -330,7 +333,8 @@ def test_the_penalty_is_the_one_with_the_smallest_loss_out_of_fold(
         ]
         losses.append(-max(p.mean() for p in log_p))
     first = next((k for k in range(len(losses) - 1) if losses[k + 1] >= losses[k]), len(losses) - 1)
-    assert losses[PENALTIES.index(used[-1][1])] <= losses[first] + 1e-3
+    chosen = [penalty for penalty in PENALTIES if used[-1][1] == pytest.approx(penalty * 2 / 3)]
+    assert losses[PENALTIES.index(chosen[0])] <= losses[first] + 1e-3
 
 
 def test_batches_that_are_too_few_are_no_folds() -> None:
@@ -374,7 +378,7 @@ def test_components_that_are_given_are_kept(scores: list[np.ndarray]) -> None:
         own = np.einsum("np,pq,nq->n", residual, precision, residual)
         code = told.code_N[others]
         spread = (np.bincount(code, own) / own.mean() + PRIOR_CELLS) / (np.bincount(code) + PRIOR_CELLS)
-        expected = (np.einsum("ncp,pq,ncq->nc", away, precision, away) / spread).min(axis=1)
+        expected = (np.einsum("ncp,pq,ncq->nc", away, precision, away) / np.sqrt(spread)).min(axis=1)
         assert np.allclose(scores[2][here], expected, rtol=1e-3)
 
 
@@ -432,19 +436,20 @@ def test_few_features_are_half_of_what_poor_cells_show() -> None:
 
 
 def test_of_many_cells_a_sample_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The head is fitted to all of them."""
+    """The head is fitted to all of them, with the penalty per cell that the folds of the sample had."""
     monkeypatch.setattr(label_head, "MAX_CELLS", 90)
+    monkeypatch.setattr(label_head, "PENALTIES", (0.1,))
     told, seen = _told(), []
 
     def spy(inputs: object, *given: object, **said: object) -> np.ndarray:
-        seen.append(inputs.shape[0])
+        seen.append((inputs.shape[0], said["inverse_penalty"]))
         return regression.fit_regression(inputs, *given, **said)
 
     monkeypatch.setattr(label_head, "fit_regression", spy)
     found = fit_label_head(told.network, told.collator, told.labelled())
     assert found.n_cells == 90
-    assert max(seen[:-1]) < 90
-    assert seen[-1] == 180
+    assert seen[:-1] == [(60, 0.1)] * N_FOLDS
+    assert seen[-1] == (180, pytest.approx(0.1 * 60 / 180))
 
 
 def test_cells_that_do_not_differ_are_no_error() -> None:

@@ -93,6 +93,8 @@ def fit_label_head(
     """Fit a head of a trained network, in place: to binned magnitudes, cell vectors, and image features.
 
     Penalty and temperature are those of the smallest loss on the cells of other folds; of more than ``MAX_CELLS`` cells, a sample decides.
+    The head, fitted to all cells, has the penalty per cell that the heads of the folds had: with less, as an equal inverse penalty would
+    mean, it would be surer than the temperature was measured for.
 
     Parameters
     ----------
@@ -121,6 +123,8 @@ def fit_label_head(
         some = np.sort(rng.choice(some, MAX_CELLS, replace=False))
     reading = _Reading(head, collator.tokens, components=components, seed=cells.seed)
     inverse_penalty, calibration = _cross_fit(reading, inputs_NX[some], cells.take(some))
+    if calibration is not None:
+        inverse_penalty *= (1 - 1 / N_FOLDS) * len(some) / len(cells.rows)
     _write(network, head, _regression(inputs_NX, cells, inverse_penalty=inverse_penalty))
     return calibration
 
