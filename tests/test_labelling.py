@@ -98,6 +98,25 @@ def test_terms_are_in_the_order_of_the_labels(trained):
     assert labelling.terms_of(other) is None
 
 
+@pytest.mark.parametrize("fewer", [False, True])
+def test_inputs_of_the_label_head_give_its_logits(trained, pbmc, fewer):
+    """Of cells that measured fewer genes than the others too: what they lack stands at its usual value."""
+    state, adata = trained._state, pbmc["rna"][:40].copy()
+    tokens = read(trained, adata)
+    if fewer:
+        shown = np.unique(tokens.feature[tokens.start[20] :])
+        absent = np.setdiff1d(np.arange(len(state.vocabulary.names)), shown)[:60]
+        measured = np.repeat(tokens.measured_features, 2, axis=0)
+        measured[1, absent] = False
+        tokens = replace(tokens, measured_features=measured, pattern=(np.arange(40) >= 20).astype(np.int32))
+    vectors, logits, _ = trained._embed(state, tokens, None)
+    found = labelling.head_inputs(state, tokens, vectors)
+    head = state.network.labels
+    weight = np.vstack([head.magnitude.weight[:-1].detach(), head.cell.weight.detach().T])
+    evidence = labelling.evidence(state, adata, tokens, logits_NC=logits)
+    assert np.allclose(found @ weight + head.cell.bias.detach().numpy(), evidence.logits_NC, atol=1e-3)
+
+
 def test_what_was_asked_of_labels_is_recorded(trained):
     state, options = trained._state, LabelOptions(coverage=0.8)
     known = state.calibration

@@ -14,12 +14,14 @@ import numpy.typing as npt
 import pandas as pd
 from anndata import AnnData
 from mudata import MuData
+from scipy import sparse
 
 from cellxpert import keys
 from cellxpert.checkpoint import TrainedState
 from cellxpert.data import setup as setups
 from cellxpert.data.calibration import Calibration
 from cellxpert.data.cells import Cells
+from cellxpert.data.components import scaled_magnitudes
 from cellxpert.data.obs import MISSING_TEXT, as_categories
 from cellxpert.data.tokens import Tokens, shown_features
 from cellxpert.data.write import forget_obs, forget_obsm, record, recorded, write_obs, write_obsm
@@ -34,6 +36,7 @@ __all__ = [
     "annotation_table",
     "calibrated_on",
     "describe_labels",
+    "head_inputs",
     "evidence",
     "require_free_columns",
     "require_labels",
@@ -98,9 +101,15 @@ def evidence(
 
 
 def calibrated_on(
-    state: TrainedState, data: Data, found: Evidence, *, key: str, trained_N: npt.NDArray[np.bool_] | None
+    state: TrainedState,
+    data: Data,
+    found: Evidence,
+    *,
+    key: str,
+    inputs_NX: sparse.csr_matrix,
+    trained_N: npt.NDArray[np.bool_] | None,
 ) -> tuple[Calibration, Evidence]:
-    """Calibrate on the cells that have a label in a column, without those that trained the model and those of types that it did not learn.
+    """Learn from the cells that have a label in a column, without those that trained the model and those of types that it did not learn.
 
     Raises
     ------
@@ -133,9 +142,29 @@ def calibrated_on(
             CellxPertWarning,
             stacklevel=3,
         )
-    allowed_NC = np.stack([may[label] for label in labels.iloc[rows]])
-    type_C = state.setup.types_of(state.labels)
-    return recalibrate(state.calibration, found, rows=rows, allowed_NC=allowed_NC, type_C=type_C)
+    return recalibrate(
+        state.calibration,
+        found,
+        inputs_NX=inputs_NX,
+        rows=rows,
+        allowed_LC=np.stack([may[label] for label in labels.iloc[rows]]),
+        type_C=state.setup.types_of(state.labels),
+    )
+
+
+def head_inputs(state: TrainedState, tokens: Tokens, vector_ND: npt.NDArray[np.float32]) -> sparse.csr_matrix:
+    """What the label head reads of all cells, but images: magnitudes, and cell vectors.
+
+    What was not measured stands at its usual value, as in :meth:`cellxpert.data.calibration.Calibration.absent`, but for what no cell has.
+    """
+    assert state.network.labels is not None
+    scale_MK = state.network.labels.scale_MK.double().cpu().numpy()
+    rows, modality_V = np.arange(tokens.n_cells), state.vocabulary.role_of_feature
+    magnitude_NV = scaled_magnitudes(tokens, rows, scale_MK=scale_MK, modality_V=modality_V)
+    if state.calibration is not None and len(tokens.measured_features) > 1:
+        usual_V = state.calibration.types.components.usual_V * state.calibration.steady_V
+        magnitude_NV = magnitude_NV + sparse.csr_matrix(~tokens.measured_features * usual_V)[tokens.pattern]
+    return sparse.hstack([magnitude_NV, sparse.csr_matrix(vector_ND.astype(np.float64))], format="csr")
 
 
 def _meant(state: TrainedState, names: list[str]) -> dict[str, npt.NDArray[np.bool_]]:

@@ -417,7 +417,7 @@ class CellxPert(SetupMethods, IntegrationMethods):
 
         Probabilities are calibrated on training cells that the label head had not seen: of cells like these, about 80 % of the
         labels with a confidence of 0.8 are right. Cells of another donor, tissue or protocol need not be like these; where some
-        of them have been labelled by hand, ``calibration_key`` measures on those instead.
+        of them have been labelled by hand, ``calibration_key`` learns from those.
 
         Parameters
         ----------
@@ -442,10 +442,10 @@ class CellxPert(SetupMethods, IntegrationMethods):
             Column of ``obs`` with clusters whose cells get one label: by their mean probabilities and median distance.
         calibration_key
             Column of ``obs`` with the labels of 50 cells or more of this object, drawn at random, and missing values for the others.
-            What is promised of cells like the training cells (confidence, ``coverage``, ``set_coverage``, ``cellxpert_ood``) then
-            holds for cells like these, and labels follow how frequent types are among them. Names are those of the model's labels or,
-            where these have ontology terms, what :func:`cellxpert.ontology.match_labels` finds a term for: a coarser name means all
-            labels that are kinds of it. The model stays what it is; cells that it was trained on do not count.
+            The label head is moved towards them for this call, and what is promised of cells like the training cells (confidence,
+            ``coverage``, ``set_coverage``, ``cellxpert_ood``) then holds for cells like these. Names are those of the model's labels
+            or, where these have ontology terms, what :func:`cellxpert.ontology.match_labels` finds a term for: a coarser name means
+            all labels that are kinds of it. The model stays what it is; cells that it was trained on do not count.
         return_proba
             Return the probabilities of all labels.
         batch_size
@@ -497,15 +497,17 @@ class CellxPert(SetupMethods, IntegrationMethods):
         data, tokens = self._read(mdata, "annotate", inplace=inplace)
         if inplace:
             labelling.require_free_columns(state, data, key_added)
-        _, logits, tissues = self._embed(state, tokens, batch_size)
+        vectors, logits, tissues = self._embed(state, tokens, batch_size)
         if state.tissues is not None and (base := self._base_state()) is not state:
             # their head was fitted to the vectors of the model itself
             *_, tissues = self._embed(base, tokens, batch_size)
         found = labelling.evidence(state, data, tokens, logits_NC=logits, tissue_NC=tissues, clusters_key=clusters_key)
         calibration = state.calibration
         if calibration_key is not None:
-            trained_N = self._trained_cells(data)
-            calibration, found = labelling.calibrated_on(state, data, found, key=calibration_key, trained_N=trained_N)
+            known_N, inputs_NX = self._trained_cells(data), labelling.head_inputs(state, tokens, vectors)
+            calibration, found = labelling.calibrated_on(
+                state, data, found, key=calibration_key, inputs_NX=inputs_NX, trained_N=known_N
+            )
         result = annotate(
             found,
             classes=state.labels,

@@ -1,45 +1,63 @@
-"""Labels of cells of another kind than the training cells' are calibrated on some whose label is known.
+"""Labels of cells of another kind than the training cells' are learned anew from some whose label is known, near to what they were.
 
-Shape suffixes: N cells, C labels.
+Shape suffixes: N cells, L labelled cells, X inputs of the label head, R directions, C labels.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import minimize
+from scipy import sparse
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import logsumexp, softmax
 
 from cellxpert.data.calibration import Calibration, choose, quantiles_of
 from cellxpert.tasks.annotate import Evidence
 
-__all__ = ["LEAST_LABELLED", "recalibrate"]
+__all__ = ["LEAST_LABELLED", "MAX_LABELLED", "recalibrate"]
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
-LEAST_LABELLED = 50
-"""Fewest labelled cells."""
+Ints = npt.NDArray[np.int64]
+LEAST_LABELLED, MAX_LABELLED = 50, 2000
+"""Fewest labelled cells, and how many are used of more."""
 N_FOLDS = 5
-SPREADS = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Standard deviations that the prior of the biases may have."""
+N_DIRECTIONS = 200
+BIAS_SPREADS = (0.25, 0.5, 1.0, 2.0, 4.0)
+WEIGHT_SPREADS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""Standard deviations that the priors of biases and weights may have."""
+
+
+@dataclass(frozen=True)
+class _Move:
+    """By what logits z, and directions f of the inputs, become softmax(z / factor + bias + f @ weight)."""
+
+    factor: float
+    bias_C: Floats
+    weight_RC: Floats
+
+    def logits(self, logits_LC: Floats, direct_LR: Floats) -> Floats:
+        return logits_LC / self.factor + self.bias_C + direct_LR @ self.weight_RC
 
 
 def recalibrate(
     calibration: Calibration,
     evidence: Evidence,
     *,
-    rows: npt.NDArray[np.int64],
-    allowed_NC: Bools,
-    type_C: npt.NDArray[np.int64],
+    inputs_NX: sparse.csr_matrix,
+    rows: Ints,
+    allowed_LC: Bools,
+    type_C: Ints,
 ) -> tuple[Calibration, Evidence]:
-    """Measure on labelled cells what was measured on training cells.
+    """Move a label head towards labelled cells, and measure on them what was measured on training cells.
 
-    Temperature scaling with a bias per label (Alexandari, Kundaje & Shrikumar 2020): of logits z the probabilities become
-    softmax(z / T + b). It follows the frequencies of types in these cells, and mistakes that are common in them. The logarithm of the
-    temperature, relative to that of the training cells, has a standard normal prior; each bias one of that standard deviation which
-    is the best for the fifths of the labelled cells, each fitted to the others. What no labelled cell speaks of stays.
+    A logistic regression with the head as its starting point: temperature and a bias per label (Alexandari, Kundaje & Shrikumar 2020),
+    which follow the frequencies of types in these cells, and weights along the principal directions of what the head reads of them. All
+    have normal priors about the head as it is: of standard deviation 1 (logarithm of the temperature), and of those for biases and
+    weights that are best for the fifths of the labelled cells, each left out in turn. What these fits say of the cells that they left out is
+    what the calibration is made of.
 
     Parameters
     ----------
@@ -47,59 +65,91 @@ def recalibrate(
         What was measured on training cells.
     evidence
         What was read of cells.
-    rows, allowed_NC
-        Which of them are labelled, and the labels that each of these may have.
+    inputs_NX
+        What the label head reads of them.
+    rows, allowed_LC
+        Which of them are labelled, and the labels that each of these may have. Of more than ``MAX_LABELLED``, evenly spaced ones count.
     type_C
         As for :func:`cellxpert.tasks.annotate.annotate`.
 
     Returns
     -------
-    The calibration of cells like these, and the evidence with the biases in its logits.
+    The calibration of cells like these, and the evidence with the logits of the moved head.
     """
-    logits_NC = evidence.logits_NC[rows].astype(np.float64) / calibration.temperature
-    fold_N = np.arange(len(rows)) % N_FOLDS
-    losses = [_left_out_loss(logits_NC, allowed_NC, fold_N, spread=spread) for spread in SPREADS]
-    factor, bias_C = _fit(logits_NC, allowed_NC, spread=SPREADS[int(np.argmin(losses))])
-    proba_NC = softmax(logits_NC / factor + bias_C, axis=1)
-    temperature = calibration.temperature * factor
+    some = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MAX_LABELLED)).astype(np.int64))
+    rows, allowed_LC = rows[some], allowed_LC[some]
+    logits_LC = evidence.logits_NC[rows].astype(np.float64) / calibration.temperature
+    direct_LR, axis_XR = _directions(inputs_NX[rows])
+    fold_L = np.arange(len(rows)) % N_FOLDS
+
+    def left_out(bias: float, weight: float) -> tuple[float, Floats]:
+        found_LC = np.zeros(logits_LC.shape)
+        for fold in range(N_FOLDS):
+            here = fold_L == fold
+            move = _fit(logits_LC[~here], direct_LR[~here], allowed_LC[~here], bias=bias, weight=weight)
+            found_LC[here] = move.logits(logits_LC[here], direct_LR[here])
+        return _loss(found_LC, allowed_LC), found_LC
+
+    bias = min(BIAS_SPREADS, key=lambda spread: left_out(spread, 0.0)[0])
+    tried = {spread: left_out(bias, spread) for spread in WEIGHT_SPREADS}
+    weight = min(tried, key=lambda spread: tried[spread][0])
+    found_LC = tried[weight][1]
+    sharpness = minimize_scalar(lambda x: _loss(found_LC / np.exp(x), allowed_LC) + x**2 / 2, bounds=(-3, 3))
+    rest = float(np.exp(sharpness.x))
+    proba_LC = softmax(found_LC / rest, axis=1)
+    move = _fit(logits_LC, direct_LR, allowed_LC, bias=bias, weight=weight)
+    temperature = calibration.temperature * move.factor * rest
+    weight_XC = axis_XR @ move.weight_RC
+    moved_NC = inputs_NX @ weight_XC - np.asarray(inputs_NX[rows].mean(axis=0)) @ weight_XC + move.bias_C
     assert evidence.distance_N is not None
     measured = replace(
         calibration,
         source="labelled cells",
         n_cells=len(rows),
         temperature=temperature,
-        confidence_Q=quantiles_of(choose(proba_NC, type_C)[1]),
-        surprise_Q=quantiles_of(1 - np.where(allowed_NC, proba_NC, 0.0).sum(axis=1)),
+        confidence_Q=quantiles_of(choose(proba_LC, type_C)[1]),
+        surprise_Q=quantiles_of(1 - np.where(allowed_LC, proba_LC, 0.0).sum(axis=1)),
         distance_Q=quantiles_of(evidence.distance_N[rows]),
     )
-    moved_NC = evidence.logits_NC + (temperature * bias_C).astype(np.float32)
-    return measured, replace(evidence, logits_NC=moved_NC)
+    logits_NC = evidence.logits_NC + (temperature / rest * moved_NC).astype(np.float32)
+    return measured, replace(evidence, logits_NC=logits_NC)
 
 
-def _left_out_loss(logits_NC: Floats, allowed_NC: Bools, fold_N: npt.NDArray[np.int64], *, spread: float) -> float:
-    """Loss of the cells of every fold where all others were fitted to, in nats."""
-    total = 0.0
-    for fold in range(N_FOLDS):
-        here_N = fold_N == fold
-        factor, bias_C = _fit(logits_NC[~here_N], allowed_NC[~here_N], spread=spread)
-        moved_NC = logits_NC[here_N] / factor + bias_C
-        among_NC = np.where(allowed_NC[here_N], moved_NC, -np.inf)
-        total += float((logsumexp(moved_NC, axis=1) - logsumexp(among_NC, axis=1)).sum())
-    return total
+def _directions(inputs_LX: sparse.csr_matrix) -> tuple[Floats, Floats]:
+    """Return the places of cells along principal directions, of mean squared length 1, and what leads there from centred inputs."""
+    gram_LL = np.asarray((inputs_LX @ inputs_LX.T).todense(), dtype=np.float64)
+    gram_LL = gram_LL - gram_LL.mean(axis=0) - gram_LL.mean(axis=1)[:, None] + gram_LL.mean()
+    size_L, vector_LL = np.linalg.eigh(gram_LL)
+    kept = np.flatnonzero(size_L > 1e-9 * max(float(size_L.max()), 1e-12))[-N_DIRECTIONS:]
+    size_R, vector_LR = size_L[kept], vector_LL[:, kept]
+    scale = np.sqrt(max(float(np.trace(gram_LL)) / len(gram_LL), 1e-12))
+    return vector_LR * np.sqrt(size_R) / scale, np.asarray(inputs_LX.T @ (vector_LR / np.sqrt(size_R))) / scale
 
 
-def _fit(logits_NC: Floats, allowed_NC: Bools, *, spread: float) -> tuple[float, Floats]:
-    """Return the factor that logits are divided by and the bias of each label, the mode under normal priors."""
-    prior_X = np.concatenate([[1.0], np.full(logits_NC.shape[1], spread**-2)])
+def _loss(logits_LC: Floats, allowed_LC: Bools) -> float:
+    among_LC = np.where(allowed_LC, logits_LC, -np.inf)
+    return float((logsumexp(logits_LC, axis=1) - logsumexp(among_LC, axis=1)).sum())
+
+
+def _fit(logits_LC: Floats, direct_LR: Floats, allowed_LC: Bools, *, bias: float, weight: float) -> _Move:
+    """Return the mode under normal priors; weights of spread 0 are 0."""
+    (n_labels, n_directions), n_bias = (logits_LC.shape[1], direct_LR.shape[1]), logits_LC.shape[1] + 1
+    spread_LR = weight * direct_LR
+    prior = np.concatenate([[1.0], np.full(n_labels, bias**-2), np.ones(n_directions * n_labels * (weight > 0))])
+
+    def unpack(x: Floats) -> _Move:
+        inner = x[n_bias:].reshape(n_directions, n_labels) if weight > 0 else np.zeros((n_directions, n_labels))
+        return _Move(float(np.exp(x[0])), x[1:n_bias], weight * inner)
 
     def loss(x: Floats) -> tuple[float, Floats]:
-        scaled_NC = logits_NC / np.exp(x[0])
-        moved_NC = scaled_NC + x[1:]
-        among_NC = np.where(allowed_NC, moved_NC, -np.inf)
-        total_N, allowed_N = logsumexp(moved_NC, axis=1), logsumexp(among_NC, axis=1)
-        slope_NC = np.exp(moved_NC - total_N[:, None]) - np.exp(among_NC - allowed_N[:, None])
-        slope_X = np.concatenate([[-(slope_NC * scaled_NC).sum()], slope_NC.sum(axis=0)])
-        return float((total_N - allowed_N).sum() + (prior_X * x**2).sum() / 2), slope_X + prior_X * x
+        move = unpack(x)
+        moved_LC = move.logits(logits_LC, direct_LR)
+        among_LC = np.where(allowed_LC, moved_LC, -np.inf)
+        total_L, allowed_L = logsumexp(moved_LC, axis=1), logsumexp(among_LC, axis=1)
+        slope_LC = np.exp(moved_LC - total_L[:, None]) - np.exp(among_LC - allowed_L[:, None])
+        slopes = [np.array([-(slope_LC * logits_LC).sum() / move.factor]), slope_LC.sum(axis=0)]
+        slopes += [(spread_LR.T @ slope_LC).ravel()] if weight > 0 else []
+        value = float((total_L - allowed_L).sum() + (prior * x**2).sum() / 2)
+        return value, np.concatenate(slopes) + prior * x
 
-    found = minimize(loss, np.zeros(len(prior_X)), jac=True, method="L-BFGS-B")
-    return float(np.exp(found.x[0])), found.x[1:]
+    return unpack(minimize(loss, np.zeros(len(prior)), jac=True, method="L-BFGS-B", options={"maxiter": 1000}).x)
