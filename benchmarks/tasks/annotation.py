@@ -16,12 +16,12 @@ from benchmarks.data_sets import ANNOTATION as DATA
 from benchmarks.data_sets import DataSet, Pooled, Split
 from benchmarks.measure import measured
 from benchmarks.methods import ANNOTATION as METHODS
-from benchmarks.methods import LABEL_LOSSES, make
+from benchmarks.methods import LABEL_LOSSES, Prediction, make
 from benchmarks.metrics import annotation_scores
 from benchmarks.registry import Case, Measurement, Options, Task
 from benchmarks.render import dot_plot, family, method_table
 
-__all__ = ["TASK", "annotate", "bare"]
+__all__ = ["TASK", "annotate", "bare", "pooled_scores"]
 
 METRICS = {"accuracy": True, "macro_f1": True, "ece": False, "ece_floor": None}
 
@@ -50,10 +50,14 @@ def annotate(data: DataSet, split: Split | Pooled, *, method: str, seed: int, op
             answers.append(annotator.predict(held_out))
         truth.append(labels[test])
         seconds, mib = seconds + cost.seconds, max(mib, cost.mib)
+    return [Measurement(method=method, metrics=pooled_scores(truth, answers), seconds=seconds, mib=mib)]
+
+
+def pooled_scores(truth: Sequence[np.ndarray], answers: Sequence[Prediction]) -> dict[str, float]:
+    """Score the answers of several folds as one."""
     confidence = np.concatenate([one.confidence for one in answers])
     scores = annotation_scores(np.concatenate(truth), np.concatenate([one.labels for one in answers]), confidence)
-    scores["ece_floor"] = cx.metrics.ece_floor(confidence)
-    return [Measurement(method=method, metrics=scores, seconds=seconds, mib=mib)]
+    return scores | {"ece_floor": cx.metrics.ece_floor(confidence)}
 
 
 def cases(options: Options) -> Iterator[Case]:

@@ -10,16 +10,14 @@ import anndata
 import numpy as np
 import pandas as pd
 
-import cellxpert as cx
 from benchmarks.data_sets import CALIBRATION as DATA
 from benchmarks.data_sets import DataSet, Pooled, Split
 from benchmarks.measure import measured
 from benchmarks.methods import CALIBRATION as METHODS
 from benchmarks.methods import Prediction, make
-from benchmarks.metrics import annotation_scores
 from benchmarks.registry import Case, Measurement, Options, Task
 from benchmarks.render import dot_plot, method_table
-from benchmarks.tasks.annotation import METRICS, bare
+from benchmarks.tasks.annotation import METRICS, bare, pooled_scores
 
 __all__ = ["TASK", "calibrate"]
 
@@ -50,13 +48,10 @@ def calibrate(
                 answers.setdefault(method + name, []).append(rest)
         truth.append(labels[test][~known])
         seconds, mib = seconds + cost.seconds, max(mib, cost.mib)
-    out = []
-    for name, parts in answers.items():
-        confidence = np.concatenate([one.confidence for one in parts])
-        scores = annotation_scores(np.concatenate(truth), np.concatenate([one.labels for one in parts]), confidence)
-        scores["ece_floor"] = cx.metrics.ece_floor(confidence)
-        out.append(Measurement(method=name, metrics=scores, seconds=seconds, mib=mib))
-    return out
+    return [
+        Measurement(method=name, metrics=pooled_scores(truth, parts), seconds=seconds, mib=mib)
+        for name, parts in answers.items()
+    ]
 
 
 def _answers(

@@ -21,7 +21,7 @@ from cellxpert.checkpoint import TrainedState
 from cellxpert.data import setup as setups
 from cellxpert.data.calibration import Calibration
 from cellxpert.data.cells import Cells
-from cellxpert.data.components import scaled_magnitudes
+from cellxpert.data.components import label_inputs
 from cellxpert.data.obs import MISSING_TEXT, as_categories
 from cellxpert.data.tokens import Tokens, shown_features
 from cellxpert.data.write import forget_obs, forget_obsm, record, recorded, write_obs, write_obsm
@@ -36,8 +36,8 @@ __all__ = [
     "annotation_table",
     "calibrated_on",
     "describe_labels",
-    "head_inputs",
     "evidence",
+    "head_inputs",
     "require_free_columns",
     "require_labels",
     "terms_of",
@@ -153,18 +153,19 @@ def calibrated_on(
 
 
 def head_inputs(state: TrainedState, tokens: Tokens, vector_ND: npt.NDArray[np.float32]) -> sparse.csr_matrix:
-    """What the label head reads of all cells, but images: magnitudes, and cell vectors.
-
-    What was not measured stands at its usual value, as in :meth:`cellxpert.data.calibration.Calibration.absent`, but for what no cell has.
-    """
-    assert state.network.labels is not None
-    scale_MK = state.network.labels.scale_MK.double().cpu().numpy()
-    rows, modality_V = np.arange(tokens.n_cells), state.vocabulary.role_of_feature
-    magnitude_NV = scaled_magnitudes(tokens, rows, scale_MK=scale_MK, modality_V=modality_V)
-    if state.calibration is not None and len(tokens.measured_features) > 1:
-        usual_V = state.calibration.types.components.usual_V * state.calibration.steady_V
-        magnitude_NV = magnitude_NV + sparse.csr_matrix(~tokens.measured_features * usual_V)[tokens.pattern]
-    return sparse.hstack([magnitude_NV, sparse.csr_matrix(vector_ND.astype(np.float64))], format="csr")
+    """What the label head reads of all cells; what was not measured stands at its usual value."""
+    head, calibration = state.network.labels, state.calibration
+    assert head is not None
+    return label_inputs(
+        tokens,
+        np.arange(tokens.n_cells),
+        vector_ND.astype(np.float64),
+        scale_MK=head.scale_MK.double().cpu().numpy(),
+        modality_V=state.vocabulary.role_of_feature,
+        image=head.image is not None,
+        # the same for all cells tells them not apart
+        usual_GV=calibration.usual(tokens) if calibration is not None and len(tokens.measured_features) > 1 else None,
+    )
 
 
 def _meant(state: TrainedState, names: list[str]) -> dict[str, npt.NDArray[np.bool_]]:
@@ -177,7 +178,8 @@ def _meant(state: TrainedState, names: list[str]) -> dict[str, npt.NDArray[np.bo
     terms, others = terms_of(state), [name for name in names if name not in learned]
     if terms is None or not others:
         return may
-    ontology, table = CellOntology(), match_labels(others)
+    ontology = CellOntology()
+    table = match_labels(others, ontology=ontology)
     for name, term in table["term"][table["term"] != ""].items():
         below = np.array([t != "" and ontology.is_a(t, term) for t in terms])
         meant = below if below.any() else np.array([t != "" and ontology.is_a(term, t) for t in terms])

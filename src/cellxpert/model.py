@@ -483,7 +483,7 @@ class CellxPert(SetupMethods, IntegrationMethods):
         of the label, with that of all labels of the same ontology term), ``cellxpert_reason`` (categorical; ``"labelled"``, ``"coarser"`` or why not), ``cellxpert_ood`` (float32; the
         distance to the nearest label, 1 where 5 % of cells like the training cells are farther, NaN if the model is not calibrated),
         ``cellxpert_uncertainty`` (float32; the share of cells like the training cells that are surer of their label, or nearer to it,
-        whichever is more; a ``coverage`` keeps cells up to ``(1 + coverage) / 2``),
+        whichever is more; a ``coverage`` below 1 without ``back_off`` keeps cells up to ``(1 + coverage) / 2``),
         ``cellxpert_label_ontology_term_id`` (``"unknown"`` for none), ``cellxpert_set_size``, and ``cellxpert_tissue`` with
         ``cellxpert_tissue_confidence`` where the setup named a ``tissue_key``. To ``obsm``: ``cellxpert_proba``
         (float32 of shape (n_cells, n_labels)) and ``cellxpert_sets`` (bool, the same shape). And a record in

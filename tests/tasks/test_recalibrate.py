@@ -60,7 +60,7 @@ def test_the_moved_head_is_that_of_a_plain_minimisation(
     calibration: Calibration, monkeypatch: pytest.MonkeyPatch, seed: int, words: bool
 ) -> None:
     monkeypatch.setattr(module, "BIAS_SPREADS", (0.5, 2.0))
-    monkeypatch.setattr(module, "WEIGHT_SPREADS", (0.0, 1.5))
+    monkeypatch.setattr(module, "WEIGHT_SPREADS", (1.5,))
     cells, inputs, label = drawn(40, seed=seed, factor=1.7, bias=np.array([1.0, 0.0, -0.5]), slope=2.0)
     rows = np.random.default_rng(seed).choice(40, 25, replace=False)
     allowed = own(label[rows])

@@ -106,8 +106,11 @@ class Calibration:
 
     def absent(self, tokens: Tokens, weight_VC: Floats) -> npt.NDArray[np.float32]:
         """Return what features that were not measured add to logits (N, C): they stand at what is usual, not at zero."""
-        usual_GV = ~tokens.measured_features * self.types.components.usual_V * self.steady_V
-        return (usual_GV @ weight_VC).astype(np.float32)[tokens.pattern]
+        return (self.usual(tokens) @ weight_VC).astype(np.float32)[tokens.pattern]
+
+    def usual(self, tokens: Tokens) -> Floats:
+        """Return what stands for features that the cells of each pattern did not measure (G, V), 0 for the others."""
+        return ~tokens.measured_features * self.types.components.usual_V * self.steady_V
 
     def to_arrays(self, *, components: bool = True) -> dict[str, Floats]:
         """Return all arrays by name, those of the components too or not."""

@@ -22,6 +22,7 @@ __all__ = [
     "factor_model",
     "leading_factors",
     "principal_components",
+    "label_inputs",
     "scaled_magnitudes",
 ]
 
@@ -113,6 +114,29 @@ def scaled_magnitudes(
     bin_NV = _bins(tokens, rows, n_features=len(modality_V))
     scale_T = scale_MK[modality_V[bin_NV.indices], bin_NV.data]
     return sparse.csr_matrix((scale_T, bin_NV.indices, bin_NV.indptr), shape=bin_NV.shape)
+
+
+def label_inputs(
+    tokens: Tokens,
+    rows: npt.NDArray[np.int64],
+    vector_ND: Floats,
+    *,
+    scale_MK: Floats,
+    modality_V: npt.NDArray[np.int64],
+    image: bool,
+    usual_GV: Floats | None = None,
+) -> sparse.csr_matrix:
+    """Return what a label head reads of cells, one row each: magnitudes, cell vector, image features.
+
+    ``vector_ND`` are the vectors of these cells; ``usual_GV`` stands, where it is given, for what the cells of each pattern did not measure.
+    """
+    magnitude_NV = scaled_magnitudes(tokens, rows, scale_MK=scale_MK, modality_V=modality_V)
+    if usual_GV is not None:
+        magnitude_NV = magnitude_NV + sparse.csr_matrix(usual_GV)[tokens.pattern[rows]]
+    parts = [magnitude_NV, sparse.csr_matrix(vector_ND)]
+    if image and tokens.image is not None:
+        parts.append(sparse.csr_matrix(np.nan_to_num(tokens.image[rows]).astype(np.float64)))
+    return sparse.hstack(parts, format="csr")
 
 
 def _bins(tokens: Tokens, rows: npt.NDArray[np.int64], *, n_features: int) -> sparse.csr_matrix:

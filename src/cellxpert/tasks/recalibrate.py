@@ -26,8 +26,8 @@ LEAST_LABELLED, MAX_LABELLED = 50, 2000
 N_FOLDS = 5
 N_DIRECTIONS = 200
 BIAS_SPREADS = (0.25, 0.5, 1.0, 2.0, 4.0)
-WEIGHT_SPREADS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""Standard deviations that the priors of biases and weights may have."""
+WEIGHT_SPREADS = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Standard deviations that the priors of biases and weights may have; weights may also stay as they are."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,9 @@ def recalibrate(
             found_LC[here] = move.logits(logits_LC[here], direct_LR[here])
         return _loss(found_LC, allowed_LC), found_LC
 
-    bias = min(BIAS_SPREADS, key=lambda spread: left_out(spread, 0.0)[0])
-    tried = {spread: left_out(bias, spread) for spread in WEIGHT_SPREADS}
+    without = {spread: left_out(spread, 0.0) for spread in BIAS_SPREADS}
+    bias = min(without, key=lambda spread: without[spread][0])
+    tried = {0.0: without[bias]} | {spread: left_out(bias, spread) for spread in WEIGHT_SPREADS}
     weight = min(tried, key=lambda spread: tried[spread][0])
     found_LC = tried[weight][1]
     sharpness = minimize_scalar(lambda x: _loss(found_LC / np.exp(x), allowed_LC) + x**2 / 2, bounds=(-3, 3))

@@ -21,7 +21,7 @@ from cellxpert.config import LabelLoss
 from cellxpert.data.calibration import Calibration, choose, quantiles_of
 from cellxpert.data.cell_types import Components, TypeModel, find_components, n_replicated
 from cellxpert.data.collate import Collator
-from cellxpert.data.components import MAX_CELLS, scaled_magnitudes
+from cellxpert.data.components import MAX_CELLS, label_inputs
 from cellxpert.data.loaders import inference_batches
 from cellxpert.data.splits import folds_of
 from cellxpert.data.tokens import Tokens, shown_features
@@ -356,13 +356,8 @@ def _inputs(network: Network, head: LabelHead, collator: Collator, rows: Ints) -
     for chosen, batch in inference_batches(collator, rows):
         vector_ND[chosen] = network.encode(batch).cell_BD.double().numpy()
     scale_MK, modality_V = head.scale_MK.double().numpy(), head.modality_V.numpy()[:-1]
-    parts = [
-        scaled_magnitudes(tokens, rows, scale_MK=scale_MK, modality_V=modality_V),
-        sparse.csr_matrix(vector_ND[rows]),
-    ]
-    if head.image is not None and tokens.image is not None:
-        parts.append(sparse.csr_matrix(np.nan_to_num(tokens.image[rows]).astype(np.float64)))
-    inputs_NX = sparse.hstack(parts, format="csr")
+    has_image = head.image is not None
+    inputs_NX = label_inputs(tokens, rows, vector_ND[rows], scale_MK=scale_MK, modality_V=modality_V, image=has_image)
     # dense products are several times as fast unless nearly all is zero
     if inputs_NX.nnz > DENSE_SHARE * np.prod(inputs_NX.shape) and np.prod(inputs_NX.shape) < MAX_DENSE:
         return inputs_NX.toarray()
