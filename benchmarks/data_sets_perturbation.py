@@ -184,7 +184,7 @@ def toy(data_dir: Path | None = None) -> anndata.AnnData:
     return _finished(adata, conditions)
 
 
-def synthetic_network(data_dir: Path | None = None) -> anndata.AnnData:
+def synthetic_network(data_dir: Path | None = None, *, seed: int = 0) -> anndata.AnnData:
     """Simulated Perturb-seq from a regulatory network of 120 genes: 28 knock-outs, 8 pairs that interact, stress, dropout.
 
     ``uns["truth"]`` says which genes are upstream and downstream of the target(s) of each condition.
@@ -207,7 +207,7 @@ def synthetic_network(data_dir: Path | None = None) -> anndata.AnnData:
         stress_effect=0.3,
         noise=0.5,
         dropout=0.2,
-        seed=0,
+        seed=seed,
     )
     adata, truth = mdata["rna"].copy(), mdata.uns["truth"]["perturbation"]
     down = np.asarray(truth["direct"]) | np.asarray(truth["indirect"])
@@ -276,6 +276,17 @@ def _seen(replicate: str) -> PerturbationSplit:
     return PerturbationSplit(name="seen-targets", make=make, methods=_SEEN, cells=True)
 
 
+def _other_network(seed: int) -> PerturbationSet:
+    """Another draw of the network: what is measured on one may be its own. No setting was chosen on these."""
+    split = PerturbationSplit(
+        name=f"unseen-half/{seed}",
+        make=partial(leave_targets_out, n_folds=2),
+        methods=tuple(name for name in _NETWORK if name != _OURS_ZERO_SHOT[1]),
+        repetitions=1,
+    )
+    return PerturbationSet(name="synthetic_networks", read=partial(synthetic_network, seed=seed), splits=(split,))
+
+
 _UNSEEN_PAIRS = PerturbationSplit(name="unseen-pairs", make=leave_pairs_out, methods=_PAIRS)
 
 PERTURBATION: Mapping[str, PerturbationSet] = {
@@ -312,6 +323,7 @@ PERTURBATION: Mapping[str, PerturbationSet] = {
             ),
         ),
     ),
+    **{f"synthetic_networks/{seed}": _other_network(seed) for seed in range(1, 11)},
     "toy": PerturbationSet(
         name="toy", read=toy, splits=(_unseen(4), _seen("rep_2"), _UNSEEN_PAIRS), strong=("t0a", "t0b", "t1c")
     ),
