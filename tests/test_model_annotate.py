@@ -155,13 +155,23 @@ def test_words_and_gaps_of_labels_by_hand_do_not_matter(termed: cx.CellxPert) ->
     with set_options(pull_on_update=False):
         mdata = MuData({"rna": adata})
     assert termed.annotate(mdata, inplace=False, calibration_key="by_hand").equals(expected)
-    adata.obs.loc[adata.obs_names[1::3][:30], "by_hand"] = np.nan
-    adata.obs["by_hand"] = adata.obs["by_hand"].astype(object)
-    adata.obs.loc[adata.obs_names[1::3][:30], "by_hand"] = "platelet"
-    with pytest.warns(
-        CellxPertWarning, match=r"30 of 190 labelled cells are of types that were not learned, e\.g\. \['platelet'\]"
-    ):
-        assert termed.annotate(adata, inplace=False, calibration_key="by_hand").equals(expected)
+
+
+def test_types_by_hand_that_were_not_learned_leave_less_for_labels(
+    termed: cx.CellxPert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adata = shifted()
+    none = termed.annotate(adata, inplace=False, return_proba=True, calibration_key="by_hand").sum(axis=1)
+    assert np.allclose(none, 1)
+    new = (adata.obs["truth"] == "mono").to_numpy()
+    adata.obs["by_hand"] = adata.obs["by_hand"].replace({"mono": "platelet"})
+    with pytest.warns(CellxPertWarning, match=r"21 of 160 labelled cells are of types that .* e\.g\. \['platelet'\]"):
+        proba = termed.annotate(adata, inplace=False, return_proba=True, calibration_key="by_hand").sum(axis=1)
+    assert proba[new].mean() < 0.5 < 0.9 < proba[~new].mean()
+    monkeypatch.setattr("cellxpert.labelling.MAX_LABELLED", 100)
+    with pytest.warns(CellxPertWarning, match="of 100 labelled cells"):
+        termed.annotate(adata, calibration_key="by_hand")
+    assert 80 < adata.uns["cellxpert_info"]["annotate"]["cellxpert_label"]["n_calibrated"] < 95
 
 
 def test_words_of_the_ontology_stand_for_labels(termed: cx.CellxPert) -> None:
@@ -186,7 +196,7 @@ def test_too_few_cells_labelled_by_hand_are_refused_and_nothing_is_written(terme
     adata.obs["none"] = np.nan
     columns = list(adata.obs)
     for key, match in (
-        ("few", r"(?s)47 labelled cells, of which 0 trained the model; 47 of the others .*label 50 cells"),
+        ("few", r"(?s)47 labelled cells, of which 0 trained the model; 47 of 47 others .*label 50 cells"),
         ("other words", r"(?s)480 labelled cells, .*rename \['my B', 'my CD4 T'"),
         ("none", "0 labelled cells"),
     ):
@@ -207,7 +217,7 @@ def test_cells_that_trained_the_model_calibrate_nothing() -> None:
     adata = simulated(np.array(["x", "y"])[kind], kind=kind)
     cx.CellxPert.setup_anndata(adata, labels_key="label")
     model = quick(adata)
-    with pytest.raises(ConfigError, match="400 labelled cells, of which 360 trained the model; 40 of the others"):
+    with pytest.raises(ConfigError, match="400 labelled cells, of which 360 trained the model; 40 of 40 others"):
         model.annotate(calibration_key="label")
     more = cx.CellxPert(adata, config=cx.config.preset("nano").replace(n_queries=8), seed=0)
     more.train(max_epochs=1, train_size=0.8, progress_bar=False)

@@ -29,7 +29,7 @@ from cellxpert.errors import CellxPertWarning, ConfigError, NoLabelsError
 from cellxpert.nn.heads import LabelHead
 from cellxpert.ontology import CellOntology, match_labels
 from cellxpert.tasks.annotate import Annotation, Evidence, LabelOptions
-from cellxpert.tasks.recalibrate import LEAST_LABELLED, recalibrate
+from cellxpert.tasks.recalibrate import LEAST_LABELLED, MAX_LABELLED, recalibrate
 
 __all__ = [
     "allowed",
@@ -109,7 +109,7 @@ def calibrated_on(
     inputs_NX: sparse.csr_matrix,
     trained_N: npt.NDArray[np.bool_] | None,
 ) -> tuple[Calibration, Evidence]:
-    """Learn from the cells that have a label in a column, without those that trained the model and those of types that it did not learn.
+    """Learn from the cells that have a label in a column, without those that trained the model; of many, evenly spaced ones count.
 
     Raises
     ------
@@ -127,27 +127,30 @@ def calibrated_on(
     given_N = (labels != nothing).to_numpy()
     counted_N = given_N if trained_N is None else given_N & ~trained_N
     may = _meant(state, sorted(set(labels[counted_N])))
-    rows = np.flatnonzero(counted_N & labels.isin(may).to_numpy())
+    rows = np.flatnonzero(counted_N)
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MAX_LABELLED)).astype(np.int64))]
+    learned_L = labels.iloc[rows].isin(may).to_numpy()
     new = sorted(set(labels[counted_N]) - set(may))
-    if len(rows) < LEAST_LABELLED:
+    if learned_L.sum() < LEAST_LABELLED:
         was = f"{given_N.sum()} labelled cells, of which {given_N.sum() - counted_N.sum()} trained the model"
-        was += f"; {len(rows)} of the others are of types that it learned"
+        was += f"; {learned_L.sum()} of {len(rows)} others are of types that it learned"
         hint = f"rename {new[:5]} to names like {list(state.labels)[:5]}, or label" if new else "label"
         raise ConfigError(where, found=was, fix=f"{hint} {LEAST_LABELLED} cells or more, or leave calibration_key out")
     if new:
         warnings.warn(
-            f"{where}: {counted_N.sum() - len(rows)} of {counted_N.sum()} labelled cells are of types that were not learned, e.g. "
-            f"{new[:5]}. They are left out, and confidence speaks of the other types only. Rename them where they are "
+            f"{where}: {(~learned_L).sum()} of {len(rows)} labelled cells are of types that were not learned, e.g. {new[:5]}. No cell "
+            "is given these names; the confidence of others falls where such a type is probable. Rename them where they are "
             f"other words for types such as {list(state.labels)[:5]}.",
             CellxPertWarning,
             stacklevel=3,
         )
+    none_C = np.zeros(len(state.labels), bool)
     return recalibrate(
         state.calibration,
         found,
         inputs_NX=inputs_NX,
         rows=rows,
-        allowed_LC=np.stack([may[label] for label in labels.iloc[rows]]),
+        allowed_LC=np.stack([may.get(label, none_C) for label in labels.iloc[rows]]),
         type_C=state.setup.types_of(state.labels),
     )
 

@@ -445,7 +445,8 @@ class CellxPert(SetupMethods, IntegrationMethods):
             The label head is moved towards them for this call, and what is promised of cells like the training cells (confidence,
             ``coverage``, ``set_coverage``, ``cellxpert_ood``) then holds for cells like these. Names are those of the model's labels
             or, where these have ontology terms, what :func:`cellxpert.ontology.match_labels` finds a term for: a coarser name means
-            all labels that are kinds of it. The model stays what it is; cells that it was trained on do not count.
+            all labels that are kinds of it. From cells of types that were not learned it is learned how probable such a type is, of each
+            cell, and labels have only the rest; leave none out. The model stays what it is; cells that it was trained on do not count.
         return_proba
             Return the probabilities of all labels.
         batch_size
@@ -475,7 +476,7 @@ class CellxPert(SetupMethods, IntegrationMethods):
         Warns
         -----
         CellxPertWarning
-            If cells of ``calibration_key`` are of types that were not learned: they do not count.
+            If cells of ``calibration_key`` are of types that were not learned: no cell is given their names.
 
         Notes
         -----
@@ -486,7 +487,8 @@ class CellxPert(SetupMethods, IntegrationMethods):
         whichever is more; a ``coverage`` below 1 without ``back_off`` keeps cells up to ``(1 + coverage) / 2``),
         ``cellxpert_label_ontology_term_id`` (``"unknown"`` for none), ``cellxpert_set_size``, and ``cellxpert_tissue`` with
         ``cellxpert_tissue_confidence`` where the setup named a ``tissue_key``. To ``obsm``: ``cellxpert_proba``
-        (float32 of shape (n_cells, n_labels)) and ``cellxpert_sets`` (bool, the same shape). And a record in
+        (float32 of shape (n_cells, n_labels); a row sums to 1, or to the probability that the cell's type was learned, where
+        ``calibration_key`` has other types) and ``cellxpert_sets`` (bool, the same shape). And a record in
         ``uns["cellxpert_info"]["annotate"][key_added]`` whose ``classes`` name their columns.
         """
         started = time.perf_counter()

@@ -100,7 +100,9 @@ def by_hand(cells: Evidence, calibration: Calibration, options: LabelOptions, on
     out = []
     for i in range(len(cells.shown_N)):
         voters = cluster_members(cells, i)
-        proba = np.mean([odds(cells.logits_NC[j], calibration.temperature) for j in voters], axis=0)
+        learned = np.ones(len(cells.shown_N)) if cells.learned_N is None else cells.learned_N
+        proba = [[learned[j] * p for p in odds(cells.logits_NC[j], calibration.temperature)] for j in voters]
+        proba = np.mean(proba, axis=0)
         distance = np.median([cells.distance_N[j] for j in voters])
         shown = int(np.median([cells.shown_N[j] for j in voters]))
         best = int(np.argmax(proba))
@@ -133,10 +135,12 @@ def by_hand(cells: Evidence, calibration: Calibration, options: LabelOptions, on
     coverage=st.sampled_from([0.6, 0.9, 0.95, 1]),
     threshold=st.sampled_from([None, 0.6, 0.9]),
     clusters=st.booleans(),
+    new=st.booleans(),
 )
-def test_decisions_are_those_of_a_loop(calibration, blood, seed, unknown, coverage, threshold, clusters):
-    cluster = np.random.default_rng(seed).integers(-1, 6, 40) if clusters else None
-    cells = evidence(40, seed=seed, cluster_N=cluster)
+def test_decisions_are_those_of_a_loop(calibration, blood, seed, unknown, coverage, threshold, clusters, new):
+    rng = np.random.default_rng(seed)
+    cluster = rng.integers(-1, 6, 40) if clusters else None
+    cells = evidence(40, seed=seed, cluster_N=cluster, learned_N=rng.random(40) if new else None)
     options = LabelOptions(unknown=unknown, coverage=coverage, back_off=threshold)
     found = decide(cells, calibration=calibration, options=options, label_terms=TERMS, ontology=blood)
     expected = by_hand(cells, calibration, options, blood)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import sparse
 from scipy.optimize import minimize
-from scipy.special import softmax
+from scipy.special import expit, softmax
+from sklearn.metrics import roc_auc_score
 
 from cellxpert.data.calibration import Calibration, quantiles_of
 from cellxpert.data.cell_types import Components, TypeModel
@@ -161,18 +162,100 @@ def test_few_cells_that_are_all_right_do_not_make_it_certain(calibration: Calibr
     assert 0.05 < found.temperature < 2
 
 
-@pytest.mark.parametrize("same", [False, True])
-def test_of_many_cells_some_count_and_inputs_that_do_not_differ_are_no_error(
-    calibration: Calibration, monkeypatch: pytest.MonkeyPatch, same: bool
+def test_inputs_that_do_not_differ_are_no_error(calibration: Calibration) -> None:
+    cells, _, label = drawn(300, seed=5)
+    same = sparse.csr_matrix(np.ones((300, 2)))
+    some = np.arange(60)
+    for allowed in (own(label[some]), own(label[some]) & (some != 7)[:, None]):  # one is of a new type
+        found, read = recalibrate(
+            calibration, cells, inputs_NX=same, rows=some, allowed_LC=allowed, type_C=np.arange(3)
+        )
+        assert found.n_cells == allowed.any(axis=1).sum()
+        assert np.isfinite(read.logits_NC).all()
+    assert np.isfinite(read.learned_N).all()
+
+
+# --- cells of types that were not learned -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_types_that_were_not_learned_are_as_probable_as_a_plain_minimisation_says(
+    calibration: Calibration, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
-    monkeypatch.setattr(module, "MAX_LABELLED", 60)
-    cells, inputs, label = drawn(300, seed=5)
-    inputs = sparse.csr_matrix(np.ones((300, 2))) if same else inputs
-    found, read = recalibrate(
-        calibration, cells, inputs_NX=inputs, rows=np.arange(300), allowed_LC=own(label), type_C=np.arange(3)
+    monkeypatch.setattr(module, "WEIGHT_SPREADS", (0.5, 2.0))
+    cells, inputs, label = drawn(40, seed=seed)
+    rows = np.random.default_rng(seed).choice(40, 25, replace=False)
+    new = np.random.default_rng(seed).random(40) < expit(2 * inputs.toarray()[:, 1] - 3)
+    allowed = own(label[rows]) & ~new[rows][:, None]
+    centred = inputs.toarray() - inputs.toarray()[rows].mean(axis=0)
+    centred /= np.sqrt((centred[rows] ** 2).sum(axis=1).mean())
+    features = []
+    for cell in range(40):
+        top = max(softmax(cells.logits_NC[cell].astype(float) / 2))
+        features.append([math.log((1 - top) / top), math.log(cells.distance_N[cell])])
+    features = np.array(features)
+    features = np.hstack([(features - features[rows].mean(axis=0)) / features[rows].std(axis=0), centred])
+
+    def odds(x: np.ndarray, cell: int) -> float:
+        """Log-odds of a learned type: of either side a bias and a weight per feature, spread alike about 0, count as one of twice the variance."""
+        return x[0] + sum(f * w for f, w in zip(features[cell], x[1:], strict=True))
+
+    def fit(some: list[int], spread: float) -> np.ndarray:
+        def loss(x: np.ndarray) -> float:
+            x = np.concatenate([x, np.zeros(5 - len(x))])
+            prior = x[0] ** 2 / (2 * 16) + (sum(w**2 for w in x[1:]) / (2 * spread**2) if spread else 0)
+            return prior / 2 + sum(math.log1p(math.exp(-odds(x, rows[i]) * (-1) ** new[rows[i]])) for i in some)
+
+        found = minimize(loss, np.zeros(5 if spread else 1), method="BFGS", options={"gtol": 1e-6}).x
+        return np.concatenate([found, np.zeros(5 - len(found))])
+
+    def aside(spread: float) -> list[float]:
+        fits = [fit([i for i in range(25) if i % 5 != fold], spread) for fold in range(5)]
+        return [1 / (1 + math.exp(-odds(fits[i % 5], rows[i]))) for i in range(25)]
+
+    def miss(of: list[float]) -> float:
+        return -sum(math.log(1 - p if new[row] else p) for p, row in zip(of, rows, strict=True))
+
+    spread = min((0.0, 0.5, 2.0), key=lambda s: miss(aside(s)))
+    best = fit(list(range(25)), spread)
+    found, read = recalibrate(calibration, cells, inputs_NX=inputs, rows=rows, allowed_LC=allowed, type_C=np.arange(3))
+    assert np.allclose(read.learned_N, [expit(odds(best, cell)) for cell in range(40)], atol=5e-3)
+    # of the others all is as if the new ones had not been there, but for what is left to their labels
+    kept = allowed.any(axis=1)
+    alone, moved = recalibrate(
+        calibration, cells, inputs_NX=inputs, rows=rows[kept], allowed_LC=allowed[kept], type_C=np.arange(3)
     )
-    assert found.n_cells == 60
-    assert np.isfinite(read.logits_NC).all()
+    assert np.allclose(probabilities(found, read), probabilities(alone, moved))
+    assert moved.learned_N is None
+    assert (found.n_cells, alone.n_cells) == (kept.sum(), kept.sum())
+    assert found.confidence_Q[-1] < max(np.array(aside(spread))[kept]) + 5e-3
+    assert (found.confidence_Q <= alone.confidence_Q).all()
+
+
+def test_confidence_is_right_where_new_types_are_frequent(calibration: Calibration) -> None:
+    """A quarter of the cells is of a type that the head did not learn, which an input tells apart."""
+    cells, inputs, label = drawn(4000, seed=6)
+    new = np.random.default_rng(6).random(4000) < expit(3 * inputs.toarray()[:, 1] - 5)
+    rows, allowed = np.arange(200), own(label) & ~new[:, None]
+    table = {}
+    for name, some in (("left out", rows[~new[:200]]), ("counted", rows)):
+        found, read = recalibrate(
+            calibration, cells, inputs_NX=inputs, rows=some, allowed_LC=allowed[some], type_C=np.arange(3)
+        )
+        table[name] = annotate(
+            read,
+            classes=("0", "1", "2"),
+            unlabeled_category="?",
+            calibration=found,
+            options=LabelOptions(unknown=False),
+        )
+    right = (table["counted"].labels == label.astype(str))[200:] & ~new[200:]
+    error = {name: ece(answer.confidence[200:], right) for name, answer in table.items()}
+    assert error["left out"] > 0.15
+    assert error["counted"] < ece_floor(table["counted"].confidence[200:], n_draws=20) + 0.03
+    rest = table["counted"].probabilities.sum(axis=1)[200:]
+    assert roc_auc_score(new[200:], -rest) > 0.85
+    assert rest.mean() == pytest.approx((~new[200:]).mean(), abs=0.05)
 
 
 def test_what_is_given_is_left_alone(calibration: Calibration) -> None:

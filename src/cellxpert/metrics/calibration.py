@@ -225,7 +225,9 @@ def _columns(y_true: ArrayLike, proba: ArrayLike, classes: Sequence[Any]) -> tup
         found = f"{len(labels)} labels, {len(classes)} classes, probabilities of shape {proba.shape}"
         raise MetricError("y_true, proba, classes", found=found, fix="give cells x classes, each class once")
     if not ((proba >= 0).all() and np.allclose(proba.sum(axis=1), 1, atol=1e-3)):
-        raise MetricError("proba", found="rows that are no probabilities", fix="give rows that sum to 1")
+        raise MetricError(
+            "proba", found="rows that are no probabilities", fix="give rows that sum to 1, or divide each by its sum"
+        )
     column = {label: i for i, label in enumerate(classes)}
     if unknown := sorted({label for label in labels if label not in column}, key=str):
         raise MetricError("y_true", found=f"{unknown[:5]} have no probability", fix="leave cells of unseen types out")

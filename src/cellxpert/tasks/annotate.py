@@ -66,6 +66,8 @@ class Evidence:
     """Squared distance to the nearest label; None without a calibration."""
     tissue_NC: npt.NDArray[np.float32] | None = None
     """Logits of tissues; None of a model that tells none apart."""
+    learned_N: Floats | None = None
+    """How probable it is that the type of a cell was learned; None: taken for granted."""
     cluster_N: npt.NDArray[np.int64] | None = None
     """Cluster whose cells vote together, -1 for a cell that votes alone."""
 
@@ -140,6 +142,7 @@ def annotate(
     options = LabelOptions() if options is None else options
     temperature = 1.0 if calibration is None else calibration.temperature
     own_NC = softmax(evidence.logits_NC.astype(np.float64) / temperature, axis=1)
+    own_NC = own_NC if evidence.learned_N is None else own_NC * evidence.learned_N[:, None]
     proba_NC, distance_N, shown_N = _voted(own_NC, evidence)
     best_N, confidence_N = choose(proba_NC, np.arange(len(classes)) if type_C is None else type_C)
     labels_N = np.asarray(classes, dtype=object)[best_N]

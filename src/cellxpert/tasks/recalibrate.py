@@ -1,6 +1,6 @@
 """Labels of cells of another kind than the training cells' are learned anew from some whose label is known, near to what they were.
 
-Shape suffixes: N cells, L labelled cells, X inputs of the label head, R directions, C labels.
+Shape suffixes: N cells, L labelled cells, X inputs of the label head, R directions, F features, C labels.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 from scipy.optimize import minimize, minimize_scalar
-from scipy.special import logsumexp, softmax
+from scipy.special import logit, logsumexp, softmax
 
 from cellxpert.data.calibration import Calibration, choose, quantiles_of
 from cellxpert.tasks.annotate import Evidence
@@ -25,6 +25,8 @@ LEAST_LABELLED, MAX_LABELLED = 50, 2000
 """Fewest labelled cells, and how many are used of more."""
 N_FOLDS = 5
 N_DIRECTIONS = 200
+NEW_SPREAD = 4.0
+"""Standard deviation of the prior for how common types are that were not learned: wide, as little is known of it."""
 BIAS_SPREADS = (0.25, 0.5, 1.0, 2.0, 4.0)
 WEIGHT_SPREADS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Standard deviations that the priors of biases and weights may have; weights may also stay as they are."""
@@ -59,6 +61,9 @@ def recalibrate(
     weights that are best for the fifths of the labelled cells, each left out in turn. What these fits say of the cells that they left out is
     what the calibration is made of.
 
+    Where labelled cells are of types that the head did not learn, another one tells how probable such a type is, from confidence, distance
+    and the same directions; what a label had, it has of the rest.
+
     Parameters
     ----------
     calibration
@@ -68,26 +73,23 @@ def recalibrate(
     inputs_NX
         What the label head reads of them.
     rows, allowed_LC
-        Which of them are labelled, and the labels that each of these may have. Of more than ``MAX_LABELLED``, evenly spaced ones count.
+        Which of them are labelled, and the labels that each of these may have: none for a type that was not learned.
     type_C
         As for :func:`cellxpert.tasks.annotate.annotate`.
 
     Returns
     -------
-    The calibration of cells like these, and the evidence with the logits of the moved head.
+    The calibration of cells like these, as far as their types were learned, and the evidence with the logits of the moved head.
     """
-    some = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MAX_LABELLED)).astype(np.int64))
-    rows, allowed_LC = rows[some], allowed_LC[some]
+    learned_N, aside_L, learned_L = None, np.ones(len(rows)), allowed_LC.any(axis=1)
+    if not learned_L.all():
+        learned_N, aside_L = _learned(calibration, evidence, inputs_NX=inputs_NX, rows=rows, learned_L=learned_L)
+    rows, allowed_LC, aside_L = rows[learned_L], allowed_LC[learned_L], aside_L[learned_L]
     logits_LC = evidence.logits_NC[rows].astype(np.float64) / calibration.temperature
     direct_LR, axis_XR = _directions(inputs_NX[rows])
-    fold_L = np.arange(len(rows)) % N_FOLDS
 
     def left_out(bias: float, weight: float) -> tuple[float, Floats]:
-        found_LC = np.zeros(logits_LC.shape)
-        for fold in range(N_FOLDS):
-            here = fold_L == fold
-            move = _fit(logits_LC[~here], direct_LR[~here], allowed_LC[~here], bias=bias, weight=weight)
-            found_LC[here] = move.logits(logits_LC[here], direct_LR[here])
+        found_LC = _left_out(logits_LC, direct_LR, allowed_LC, bias=bias, weight=weight)
         return _loss(found_LC, allowed_LC), found_LC
 
     without = {spread: left_out(spread, 0.0) for spread in BIAS_SPREADS}
@@ -97,7 +99,7 @@ def recalibrate(
     found_LC = tried[weight][1]
     sharpness = minimize_scalar(lambda x: _loss(found_LC / np.exp(x), allowed_LC) + x**2 / 2, bounds=(-3, 3))
     rest = float(np.exp(sharpness.x))
-    proba_LC = softmax(found_LC / rest, axis=1)
+    proba_LC = softmax(found_LC / rest, axis=1) * aside_L[:, None]
     move = _fit(logits_LC, direct_LR, allowed_LC, bias=bias, weight=weight)
     temperature = calibration.temperature * move.factor * rest
     weight_XC = axis_XR @ move.weight_RC
@@ -113,7 +115,32 @@ def recalibrate(
         distance_Q=quantiles_of(evidence.distance_N[rows]),
     )
     logits_NC = evidence.logits_NC + (temperature / rest * moved_NC).astype(np.float32)
-    return measured, replace(evidence, logits_NC=logits_NC)
+    return measured, replace(evidence, logits_NC=logits_NC, learned_N=learned_N)
+
+
+def _learned(
+    calibration: Calibration, evidence: Evidence, *, inputs_NX: sparse.csr_matrix, rows: Ints, learned_L: Bools
+) -> tuple[Floats, Floats]:
+    """Return how probable it is that a cell's type was learned: of all cells (N,), and of labelled ones by fits without them (L,)."""
+    assert evidence.distance_N is not None
+    _, axis_XR = _directions(inputs_NX[rows])
+    direct_NR = inputs_NX @ axis_XR - np.asarray(inputs_NX[rows].mean(axis=0)) @ axis_XR
+    best_N = softmax(evidence.logits_NC.astype(np.float64) / calibration.temperature, axis=1).max(axis=1)
+    doubt_N2 = np.stack(
+        [-logit(np.clip(best_N, 1e-4, 1 - 1e-4)), np.log(np.maximum(evidence.distance_N, 1e-12))], axis=1
+    )
+    doubt_N2 = (doubt_N2 - doubt_N2[rows].mean(axis=0)) / np.maximum(doubt_N2[rows].std(axis=0), 1e-12)
+    feature_NF = np.concatenate([doubt_N2, direct_NR], axis=1)
+    side_L2 = np.stack([~learned_L, learned_L], axis=1)
+    even_L2 = np.zeros(side_L2.shape)
+    tried = {
+        spread: _left_out(even_L2, feature_NF[rows], side_L2, bias=NEW_SPREAD, weight=spread)
+        for spread in (0.0, *WEIGHT_SPREADS)
+    }
+    spread = min(tried, key=lambda weight: _loss(tried[weight], side_L2))
+    move = _fit(even_L2, feature_NF[rows], side_L2, bias=NEW_SPREAD, weight=spread)
+    logits_N2 = move.logits(np.zeros((len(feature_NF), 2)), feature_NF)
+    return softmax(logits_N2, axis=1)[:, 1], softmax(tried[spread], axis=1)[:, 1]
 
 
 def _directions(inputs_LX: sparse.csr_matrix) -> tuple[Floats, Floats]:
@@ -130,6 +157,16 @@ def _directions(inputs_LX: sparse.csr_matrix) -> tuple[Floats, Floats]:
 def _loss(logits_LC: Floats, allowed_LC: Bools) -> float:
     among_LC = np.where(allowed_LC, logits_LC, -np.inf)
     return float((logsumexp(logits_LC, axis=1) - logsumexp(among_LC, axis=1)).sum())
+
+
+def _left_out(logits_LC: Floats, direct_LR: Floats, allowed_LC: Bools, *, bias: float, weight: float) -> Floats:
+    """Return the logits of each fifth of the cells by what was fitted to the others."""
+    found_LC, fold_L = np.zeros(logits_LC.shape), np.arange(len(logits_LC)) % N_FOLDS
+    for fold in range(N_FOLDS):
+        here = fold_L == fold
+        move = _fit(logits_LC[~here], direct_LR[~here], allowed_LC[~here], bias=bias, weight=weight)
+        found_LC[here] = move.logits(logits_LC[here], direct_LR[here])
+    return found_LC
 
 
 def _fit(logits_LC: Floats, direct_LR: Floats, allowed_LC: Bools, *, bias: float, weight: float) -> _Move:
