@@ -379,13 +379,23 @@ def test_frequency_of_responders_is_what_another_study_found(real_data: Path) ->
 # --- cases ---
 
 
+def test_the_other_networks_are_others():
+    first, other = (PERTURBATION[name].read(None) for name in ("synthetic_network", "synthetic_networks/3"))
+    assert first.shape == other.shape
+    assert set(first.obs["condition"]) != set(other.obs["condition"])
+    assert not np.array_equal(first.uns["truth"]["down"], other.uns["truth"]["down"])
+
+
 def test_cases():
     full, quick = TASK.cases(Options()), TASK.cases(Options(quick=True))
     assert {case.data for case in quick} == {"toy"}
     of_cells = [case for case in full if case.split == "responders"]
     assert [case.method for case in of_cells] == list(METHODS_OF_RESPONDERS)
-    assert {case.data for case in full if case not in of_cells} == (set(PERTURBATION) | {SIGNATURES}) - {"toy"}
-    assert all("CELLXPERT_DATA" in case.missing for case in full if case.data != "synthetic_network")
+    names = {data.name for data in PERTURBATION.values()}
+    assert {case.data for case in full if case not in of_cells} == (names | {SIGNATURES}) - {"toy"}
+    simulated = {"synthetic_network", "synthetic_networks"}
+    assert all(("CELLXPERT_DATA" in case.missing) == (case.data not in simulated) for case in full)
+    assert len({(case.data, case.split, case.seed, case.method) for case in full}) == len(full)
     assert not any(case.missing for case in quick)
     named = {method for data in PERTURBATION.values() for split in data.splits for method in split.methods}
     assert named - {"ceiling"} == set(METHODS)
