@@ -38,7 +38,6 @@ __all__ = ["Evidence", "Factors"]
 
 MAX_LEVEL = 100.0
 """Above all magnitudes."""
-LEAST_VARIANCE = 1e-6
 N_CODES = 32
 """Directions in which effects of perturbed genes differ."""
 
@@ -219,13 +218,12 @@ class Factors(nn.Module):
         pair_BQ = (part.pair(query_BQ) * evidence.pair_BS[:, None]).sum(-1)
         return code_BQ + pair_BQ + part.usual(query_BQ)[..., 0] * evidence.usual_B[:, None]
 
-    def expected(self, value_feature_BM: Tensor, evidence: Evidence) -> tuple[Tensor, Tensor] | None:
-        """Return how far the intervention is expected to move e of values, beside z, and how much it multiplies their variance.
+    def expected(self, value_feature_BM: Tensor, evidence: Evidence) -> Tensor | None:
+        """Return how far the intervention is expected to move e of values, beside z, (B, M); None without one.
 
-        Both (B, M); None without an intervention. Moments of two distributions are compared: what is usual, tilted by z of the context,
-        and the same told of the intervention. A strong effect, or one on a gene that this cell lacks, is not its tilt times a variance, and
-        what is not expected would be taken for another state of the cell. What a value says of z has a precision in proportion to its
-        variance (the Fisher information of an exponential tilt), and deviations that are usual after the intervention must not count as rare ones.
+        That is the difference of means of two distributions: what is usual, tilted by z of the context, and the same told of the
+        intervention. A strong effect, or one on a gene that this cell lacks, is not its tilt times a variance, and what is not
+        expected would be taken for another state of the cell.
         """
         if evidence.code_BS is None:
             return None
@@ -236,9 +234,8 @@ class Factors(nn.Module):
         log_p_BMK = self.intervention.log_usual_VK[feature_BM] + self.tilt(feature_BM, before, **context)
         level_BMK = self.levels(feature_BM)
         told_BMK = log_p_BMK + self.shift(feature_BM, evidence)[..., None] * level_BMK
-        mean_BM, variance_BM = _moments(log_p_BMK, level_BMK)
-        told_BM, told_variance_BM = _moments(told_BMK, level_BMK)
-        return (told_BM - mean_BM) * self.scale_V[feature_BM], told_variance_BM / variance_BM
+        moved_BM = ((told_BMK.softmax(-1) - log_p_BMK.softmax(-1)) * level_BMK).sum(-1)
+        return moved_BM * self.scale_V[feature_BM]
 
     def forward(
         self,
@@ -254,11 +251,11 @@ class Factors(nn.Module):
         if value_feature_BM is not None and value_bin_BM is not None and visible_BQM is not None:
             read_BMR = self.read(value_feature_BM.clamp(min=0))
             seen_BQM = visible_BQM.to(read_BMR.dtype) * (value_feature_BM >= 0)[:, None]
-            e_BM, information_BMR = self.deviations(value_feature_BM, value_bin_BM), read_BMR**2
-            if (expected := self.expected(value_feature_BM, evidence)) is not None:
-                e_BM, information_BMR = e_BM - expected[0], information_BMR * expected[1][..., None]
+            e_BM = self.deviations(value_feature_BM, value_bin_BM)
+            if (expected_BM := self.expected(value_feature_BM, evidence)) is not None:
+                e_BM = e_BM - expected_BM
             sum_BQR = sum_BQR + seen_BQM @ (e_BM[..., None] * read_BMR)
-            precision_BQR = precision_BQR + seen_BQM @ information_BMR
+            precision_BQR = precision_BQR + seen_BQM @ read_BMR**2
         return self.tilt(query_BQ, evidence, sum_BQR=sum_BQR, precision_BQR=precision_BQR)
 
     def tilt(self, query_BQ: Tensor, evidence: Evidence, *, sum_BQR: Tensor, precision_BQR: Tensor) -> Tensor:
@@ -275,13 +272,6 @@ class Factors(nn.Module):
         if evidence.code_BS is not None:
             tilt_BQK = tilt_BQK + self.shift(query_BQ, evidence)[..., None] * self.levels(query_BQ)
         return tilt_BQK
-
-
-def _moments(logits_BMK: Tensor, level_BMK: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of magnitudes, (B, M)."""
-    p_BMK = logits_BMK.softmax(-1)
-    mean_BM = (p_BMK * level_BMK).sum(-1)
-    return mean_BM, (p_BMK * (level_BMK - mean_BM[..., None]) ** 2).sum(-1).clamp(min=LEAST_VARIANCE)
 
 
 class _Intervention(nn.Module):

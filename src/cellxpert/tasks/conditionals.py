@@ -30,29 +30,21 @@ class _Tilt:
         shape = (len(feature_M), len(bin_K))
         self.e_MK = factors.deviations(feature_M[:, None].expand(shape), bin_K.expand(shape))
         self.read_MF = factors.read(feature_M)
-        # what an intervention is expected to do to values: added to e, multiplied into its variance
         self.expected_NM = factors.expected(feature_M.expand(len(evidence.sum_BR), -1), evidence)
 
-    def terms(self, site_R: Tensor, bin_R: Tensor, context_R: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what values add to the two sums of the factors, (R, F) each."""
-        e_R, read_RF = self.e_MK[site_R, bin_R], self.read_MF[site_R]
-        if self.expected_NM is None:
-            return e_R[:, None] * read_RF, read_RF**2
-        moved_NM, ratio_NM = self.expected_NM
-        e_R = e_R - moved_NM[context_R, site_R]
-        return e_R[:, None] * read_RF, ratio_NM[context_R, site_R, None] * read_RF**2
+    def deviation(self, site_R: Tensor, bin_R: Tensor, context_R: Tensor) -> Tensor:
+        """Return e of values, beside what an intervention is expected to do to them, (R,)."""
+        e_R = self.e_MK[site_R, bin_R]
+        return e_R if self.expected_NM is None else e_R - self.expected_NM[context_R, site_R]
 
     def sums(self, x_CM: Tensor, visible_RM: Tensor, chain_R: Tensor, *, context_C: Tensor) -> tuple[Tensor, Tensor]:
         """Return what visible values add to the two sums of the factors, (R, F) each."""
         seen_RM = visible_RM.to(self.read_MF.dtype)
         first, last = int(chain_R[0]), int(chain_R[-1]) + 1
         e_CM = self.e_MK.gather(1, x_CM[first:last].T).T
-        ratio_RM = seen_RM
         if self.expected_NM is not None:
-            moved_NM, ratio_NM = self.expected_NM
-            e_CM = e_CM - moved_NM[context_C[first:last]]
-            ratio_RM = seen_RM * ratio_NM[context_C[chain_R]]
-        return (seen_RM * e_CM[chain_R - first]) @ self.read_MF, ratio_RM @ self.read_MF**2
+            e_CM = e_CM - self.expected_NM[context_C[first:last]]
+        return (seen_RM * e_CM[chain_R - first]) @ self.read_MF, seen_RM @ self.read_MF**2
 
     def __call__(self, site_R: Tensor, context_R: Tensor, sums: tuple[Tensor, Tensor]) -> Tensor:
         """Return what is added to the logits, (R, K)."""
@@ -145,8 +137,10 @@ class NetworkConditionals:
             of_chains = None if sums is None else (sums[0][chain_A], sums[1][chain_A])
             bin_A = choose(place, chain_A, self._log_prob(site_A, answer_AD, context_C[chain_A], sums=of_chains))
             if self.tilt is not None and sums is not None:
-                for total, term in zip(sums, self.tilt.terms(site_A, bin_A, context_C[chain_A]), strict=True):
-                    total[chain_A] += term
+                read_AF = self.tilt.read_MF[site_A]
+                e_A = self.tilt.deviation(site_A, bin_A, context_C[chain_A])
+                sums[0][chain_A] += e_A[:, None] * read_AF
+                sums[1][chain_A] += read_AF**2
             return bin_A
 
         self.reader.in_order(x_CM, order_CM, start_C=start_C, choose=choose_bins)
