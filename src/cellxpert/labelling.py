@@ -29,7 +29,7 @@ from cellxpert.errors import CellxPertWarning, ConfigError, NoLabelsError
 from cellxpert.nn.heads import LabelHead
 from cellxpert.ontology import CellOntology, match_labels
 from cellxpert.tasks.annotate import Annotation, Evidence, LabelOptions
-from cellxpert.tasks.recalibrate import LEAST_LABELLED, MAX_LABELLED, recalibrate
+from cellxpert.tasks.recalibrate import recalibrate
 
 __all__ = [
     "allowed",
@@ -45,6 +45,8 @@ __all__ = [
 ]
 
 Data = AnnData | MuData
+LEAST_LABELLED, MAX_LABELLED = 50, 2000
+"""Fewest labelled cells to learn from, and how many are used of more."""
 
 
 def require_labels(state: TrainedState) -> TrainedState:

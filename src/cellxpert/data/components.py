@@ -20,9 +20,9 @@ __all__ = [
     "FactorModel",
     "deviations",
     "factor_model",
+    "label_inputs",
     "leading_factors",
     "principal_components",
-    "label_inputs",
     "scaled_magnitudes",
 ]
 

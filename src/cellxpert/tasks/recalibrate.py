@@ -16,13 +16,11 @@ from scipy.special import logit, logsumexp, softmax
 from cellxpert.data.calibration import Calibration, choose, quantiles_of
 from cellxpert.tasks.annotate import Evidence
 
-__all__ = ["LEAST_LABELLED", "MAX_LABELLED", "recalibrate"]
+__all__ = ["recalibrate"]
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
-LEAST_LABELLED, MAX_LABELLED = 50, 2000
-"""Fewest labelled cells, and how many are used of more."""
 N_FOLDS = 5
 N_DIRECTIONS = 200
 NEW_SPREAD = 4.0
@@ -61,8 +59,8 @@ def recalibrate(
     weights that are best for the fifths of the labelled cells, each left out in turn. What these fits say of the cells that they left out is
     what the calibration is made of.
 
-    Where labelled cells are of types that the head did not learn, another one tells how probable such a type is, from confidence, distance
-    and the same directions; what a label had, it has of the rest.
+    Where labelled cells are of types that the head did not learn, a second regression tells how probable such a type is, from confidence, distance
+    and directions of all labelled cells; labels share the rest.
 
     Parameters
     ----------
