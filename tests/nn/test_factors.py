@@ -96,11 +96,15 @@ def sums(factors, seen):
 
 
 def moved_by(factors, feature, z, tilt):
-    """How far a mean moves that is usual, told of z, when the odds of bins change by exp(tilt * magnitude) as well."""
+    """How far a mean moves that is usual, told of z, when the odds of bins change by exp(tilt * magnitude) as well, and the ratio of variances."""
     usual = factors.intervention.log_usual_VK[feature].numpy()
-    odds = [np.exp(usual + answer(factors, feature, z, t)) for t in (tilt, 0.0)]
-    told, plain = (o / o.sum() for o in odds)
-    return (told - plain) @ factors.level_MK[feature % 2].numpy()
+    means, variances = [], []
+    for t in (tilt, 0.0):
+        odds = np.exp(usual + answer(factors, feature, z, t))
+        levels = factors.level_MK[feature % 2].numpy()
+        means.append(odds @ levels / odds.sum())
+        variances.append(odds @ (levels - means[-1]) ** 2 / odds.sum())
+    return means[0] - means[1], variances[0] / variances[1]
 
 
 def answer(factors, feature, z, shift=0.0):
@@ -324,7 +328,69 @@ def test_an_answer_is_a_gaussian_whose_mean_follows_the_factors():
     after = factors.intervene(Evidence(sum_BR=nothing[0], precision_BR=nothing[0]), _one(0, 0))
     p_VK = (prior_VK + factors(query, after)[0]).softmax(-1)
     moved = ((p_VK * grid).sum(-1) - torch.from_numpy(centre)) * factors.scale_V
-    close(factors.expected(query, after)[0], moved.detach().numpy(), 1e-8)
+    found = factors.expected(query, after)
+    close(found.moved_BM[0], moved.detach().numpy(), 1e-8)
+    close(found.spread_BM[0], 0.0, 1e-8)  # a tilted Gaussian is as wide as before
+
+
+def test_values_that_vary_more_after_an_intervention_say_what_they_say_of_z_and_no_more():
+    """A rare gene that an intervention switches on: z given its value is the mode of its posterior, one step of Newton's from 0.
+
+    Its deviations are ten times those of cells where nothing was done. Were they taken for such, z would be far off.
+    """
+    rare, loading, tilt = 0.002, 0.4, 7.0
+    factors, deviation = _one_rare_gene(rare, loading, tilt), np.sqrt(rare * (1 - rare))
+    evidence = factors.intervene(_nothing_known(1, n_factors=1), _one(0, 0))
+    slope = loading / deviation  # of log-odds in z
+    on = 1 / (1 + np.exp(-np.log(rare / (1 - rare)) - tilt))
+    assert on == pytest.approx(0.69, abs=0.01)
+    for value in (0, 1):
+        mode = slope * (value - on) / (1 + slope**2 * on * (1 - on))
+        close(_moves_z(factors, evidence, value), mode, 1e-9)
+
+
+def test_what_an_intervention_makes_vary_leaves_a_cell_what_its_context_says_it_is():
+    """z moves from the context's, by what a value shows beside what that z and the intervention expect; the more it varies the less."""
+    z, rare, loading = 0.5, 0.002, 0.4
+    deviation = np.sqrt(rare * (1 - rare))
+    precision = torch.full((1, 1), 2.0, dtype=torch.float64)
+    context = Evidence(sum_BR=z * (1 + precision), precision_BR=precision)
+    for tilt in (-2.0, 0.0, 3.0, 7.0):
+        evidence = _one_rare_gene(rare, loading, tilt).intervene(context, _one(0, 0))
+        before, after = (1 / (1 + (1 - rare) / rare * np.exp(-loading / deviation * z - t)) for t in (0.0, tilt))
+        ratio = after * (1 - after) / (before * (1 - before))
+        for value in (0, 1):
+            beside = (value - rare - (after - before)) / deviation - loading * z
+            step = loading * beside / (3 + ratio * loading**2)
+            close(_moves_z(_one_rare_gene(rare, loading, tilt), evidence, value), step, 1e-9)
+
+
+def _one_rare_gene(rare, loading, tilt):
+    """One gene and one factor; an intervention tilts it."""
+    factors = Factors(torch.zeros(1, dtype=torch.int64), n_bins=2, n_factors=1, n_targets=1).double()
+    ones = torch.ones(1, dtype=torch.float64)
+    factors.start_from(
+        level_MK=torch.tensor([[0.0, 1.0]], dtype=torch.float64),
+        cap_V=ones,
+        centre_V=rare * ones,
+        deviation_V=np.sqrt(rare * (1 - rare)) * ones,
+        loading_VR=loading * ones[None],
+        unique_V=ones,
+    )
+    with torch.no_grad():
+        for weight in factors.intervention.parameters():
+            weight.zero_()
+        factors.intervention.usual.weight[:] = tilt
+        factors.intervention.log_usual_VK.copy_(torch.tensor([[1 - rare, rare]], dtype=torch.float64).log())
+    return factors
+
+
+def _moves_z(factors, evidence, value):
+    """How far seeing the value of the only gene moves z, from what its answer to itself changes by."""
+    query, seen = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, 1, dtype=torch.bool)
+    shown = {"value_feature_BM": query, "value_bin_BM": torch.full((1, 1), value), "visible_BQM": seen}
+    tilts = factors(query, evidence, **shown) - factors(query, evidence)
+    return (tilts[0, 0, 1] - tilts[0, 0, 0]) / factors.answer.weight[0, 0]
 
 
 def test_more_of_what_a_feature_follows_means_more_of_it():
@@ -376,8 +442,8 @@ def _one(gene, target, dose=-1.0, **changes):
     )
 
 
-def _nothing_known(n=1):
-    nothing = torch.zeros(n, R, dtype=torch.float64)
+def _nothing_known(n=1, *, n_factors=R):
+    nothing = torch.zeros(n, n_factors, dtype=torch.float64)
     return Evidence(sum_BR=nothing, precision_BR=nothing)
 
 
@@ -429,11 +495,11 @@ def test_answers_after_an_intervention_are_those_of_a_loop(kind, with_values):
                     if s and f >= 0:
                         f, v = int(f), int(v)
                         more, certain = sums(factors, {f: v})
-                        expected = factors.scale_V[f] * moved_by(
-                            factors, f, numerator / (1 + precision), acts * shift_of(factors, b, f)
-                        )
-                        total = total + more - factors.read.weight[f].detach().numpy() * float(expected)
-                        certainty = certainty + certain
+                        moved, ratio = moved_by(factors, f, numerator / (1 + precision), acts * shift_of(factors, b, f))
+                        expected = float(factors.scale_V[f]) * moved
+                        total = total + more - factors.read.weight[f].detach().numpy() * expected
+                        total = total + (ratio - 1) * certain * numerator / (1 + precision)  # of the context's z
+                        certainty = certainty + ratio * certain
             tilt = acts * shift_of(factors, b, feature)
             close(found[b, q], answer(factors, feature, total / certainty, tilt), 1e-10)
     assert found.std() > 0.1
@@ -500,8 +566,8 @@ def test_a_value_where_the_intervention_puts_it_says_nothing():
     feature = 4
     with torch.no_grad():
         shift = factors.shift(torch.tensor([[feature]]).expand(4, -1), evidence)[0, 0]
-        factors.centre_V[feature] = factors.level_MK[feature % 2, 3] - moved_by(
-            factors, feature, np.zeros(R), float(shift)
+        factors.centre_V[feature] = (
+            factors.level_MK[feature % 2, 3] - moved_by(factors, feature, np.zeros(R), float(shift))[0]
         )
     seen = {
         "value_feature_BM": torch.full((4, 1), feature),

@@ -16,7 +16,9 @@ An intervention tilts answers by what was learned of its genes, logits += shift 
 cell): as a rate that changes tilts a law of counts. Genes that were never perturbed tilt by the z that their absence means, which
 moves z itself (times how far each feature responds: what regulates a gene does not follow it).
 It acts where the context was read before it (abduction, action, prediction) or shows nothing; a context that was read after it
-says what it did. Visible values are compared with what they are expected to be after it.
+says what it did. Visible values are compared with what they are expected to be after it: one step of Newton's, at the z of the
+context, towards the mode of z given them. As far as they vary more than before it, their deviations say less, and z stays nearer
+the context's.
 
 Shape suffixes: B cells, T tokens, H hidden features, P patterns, Q queries, M movable values or modalities (at the levels),
 V features, K bins, R factors, S directions of effects of perturbed genes, I interventions of a cell, G targets.
@@ -34,10 +36,11 @@ from cellxpert.batch import Batch, Intervention
 from cellxpert.nn.attention import Layout
 from cellxpert.nn.cell import magnitude_scale
 
-__all__ = ["Evidence", "Factors"]
+__all__ = ["Evidence", "Expected", "Factors"]
 
 MAX_LEVEL = 100.0
 """Above all magnitudes."""
+LEAST_VARIANCE = 1e-6
 N_CODES = 32
 """Directions in which effects of perturbed genes differ."""
 
@@ -62,6 +65,18 @@ class Evidence:
     def rows(self, index_N: Tensor) -> Evidence:
         """Evidence of chosen cells, in this order, with repetition."""
         return Evidence(**{name: None if x is None else x[index_N] for name, x in vars(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected:
+    """What an intervention is expected to do to values, given the context."""
+
+    moved_BM: Tensor
+    """How far it moves e."""
+    spread_BM: Tensor
+    """Variance after it over that before it, less 1."""
+    z_BR: Tensor
+    """Mean of z given the context."""
 
 
 class Factors(nn.Module):
@@ -218,12 +233,13 @@ class Factors(nn.Module):
         pair_BQ = (part.pair(query_BQ) * evidence.pair_BS[:, None]).sum(-1)
         return code_BQ + pair_BQ + part.usual(query_BQ)[..., 0] * evidence.usual_B[:, None]
 
-    def expected(self, value_feature_BM: Tensor, evidence: Evidence) -> Tensor | None:
-        """Return how far the intervention is expected to move e of values, beside z, (B, M); None without one.
+    def expected(self, value_feature_BM: Tensor, evidence: Evidence) -> Expected | None:
+        """Return what the intervention is expected to do to values; None without one.
 
-        That is the difference of means of two distributions: what is usual, tilted by z of the context, and the same told of the
-        intervention. A strong effect, or one on a gene that this cell lacks, is not its tilt times a variance, and what is not
-        expected would be taken for another state of the cell.
+        Moments of two distributions are compared: what is usual, tilted by z of the context, and the same told of the intervention.
+        A strong effect, or one on a gene that this cell lacks, is not its tilt times a variance, and what is not expected would be
+        taken for another state of the cell. What a value says of z has a precision in proportion to its variance (the Fisher
+        information of an exponential tilt): of a rare gene that is switched on, deviations are no longer rare.
         """
         if evidence.code_BS is None:
             return None
@@ -234,8 +250,13 @@ class Factors(nn.Module):
         log_p_BMK = self.intervention.log_usual_VK[feature_BM] + self.tilt(feature_BM, before, **context)
         level_BMK = self.levels(feature_BM)
         told_BMK = log_p_BMK + self.shift(feature_BM, evidence)[..., None] * level_BMK
-        moved_BM = ((told_BMK.softmax(-1) - log_p_BMK.softmax(-1)) * level_BMK).sum(-1)
-        return moved_BM * self.scale_V[feature_BM]
+        mean_BM, variance_BM = _moments(log_p_BMK, level_BMK)
+        told_BM, told_variance_BM = _moments(told_BMK, level_BMK)
+        return Expected(
+            moved_BM=(told_BM - mean_BM) * self.scale_V[feature_BM],
+            spread_BM=told_variance_BM / variance_BM - 1,
+            z_BR=evidence.sum_BR / (1 + evidence.precision_BR),
+        )
 
     def forward(
         self,
@@ -252,8 +273,11 @@ class Factors(nn.Module):
             read_BMR = self.read(value_feature_BM.clamp(min=0))
             seen_BQM = visible_BQM.to(read_BMR.dtype) * (value_feature_BM >= 0)[:, None]
             e_BM = self.deviations(value_feature_BM, value_bin_BM)
-            if (expected_BM := self.expected(value_feature_BM, evidence)) is not None:
-                e_BM = e_BM - expected_BM
+            if (expected := self.expected(value_feature_BM, evidence)) is not None:
+                e_BM = e_BM - expected.moved_BM
+                more_BQR = seen_BQM @ (expected.spread_BM[..., None] * read_BMR**2)
+                sum_BQR = sum_BQR + more_BQR * expected.z_BR[:, None]
+                precision_BQR = precision_BQR + more_BQR
             sum_BQR = sum_BQR + seen_BQM @ (e_BM[..., None] * read_BMR)
             precision_BQR = precision_BQR + seen_BQM @ read_BMR**2
         return self.tilt(query_BQ, evidence, sum_BQR=sum_BQR, precision_BQR=precision_BQR)
@@ -272,6 +296,13 @@ class Factors(nn.Module):
         if evidence.code_BS is not None:
             tilt_BQK = tilt_BQK + self.shift(query_BQ, evidence)[..., None] * self.levels(query_BQ)
         return tilt_BQK
+
+
+def _moments(logits_BMK: Tensor, level_BMK: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of magnitudes, (B, M)."""
+    p_BMK = logits_BMK.softmax(-1)
+    mean_BM = (p_BMK * level_BMK).sum(-1)
+    return mean_BM, (p_BMK * (level_BMK - mean_BM[..., None]) ** 2).sum(-1).clamp(min=LEAST_VARIANCE)
 
 
 class _Intervention(nn.Module):

@@ -227,6 +227,15 @@ class Network(nn.Module):
         ``clamped`` names features and the bins that they are observed at.
         """
         assert self.factors is not None
+        level_VK = self.factors.levels(torch.arange(self.n_features, device=self.factors.centre_V.device))
+        return (self.blank_log_prob(intervention, clamped=clamped).exp() * level_VK).sum(-1)
+
+    @torch.no_grad()
+    def blank_log_prob(
+        self, intervention: Intervention | None, *, clamped: tuple[Sequence[int], Sequence[int]] = ((), ())
+    ) -> Tensor:
+        """Return log p of all bins of every feature (V, K) in the same cell."""
+        assert self.factors is not None
         device = self.factors.centre_V.device
         blank = Batch(
             feature_T=torch.tensor([self.n_features], device=device),
@@ -241,8 +250,7 @@ class Network(nn.Module):
             visible = torch.ones(1, self.n_features, feature.shape[1], dtype=torch.bool, device=device)
             values = {"value_feature_BM": feature, "value_bin_BM": bins, "visible_BQM": visible}
         memory = self.memory(self.encode(blank))
-        probability_VK = self.decode(Questions(query_BQ=query_1V, **values), memory)[0].softmax(-1)
-        return (probability_VK * self.factors.levels(query_1V[0])).sum(-1)
+        return self.decode(Questions(query_BQ=query_1V, **values), memory)[0].log_softmax(-1)
 
     def _decode_cell(self, query_BQ: Tensor, encoded: Encoded) -> tuple[Tensor, tuple[RouterStats, ...]]:
         queries_BQD = self.cell_queries(self._queries(query_BQ, encoded), encoded.cell_BD, encoded.lowest_BM)

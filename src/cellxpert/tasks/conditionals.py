@@ -30,21 +30,30 @@ class _Tilt:
         shape = (len(feature_M), len(bin_K))
         self.e_MK = factors.deviations(feature_M[:, None].expand(shape), bin_K.expand(shape))
         self.read_MF = factors.read(feature_M)
-        self.expected_NM = factors.expected(feature_M.expand(len(evidence.sum_BR), -1), evidence)
+        self.expected = factors.expected(feature_M.expand(len(evidence.sum_BR), -1), evidence)
 
-    def deviation(self, site_R: Tensor, bin_R: Tensor, context_R: Tensor) -> Tensor:
-        """Return e of values, beside what an intervention is expected to do to them, (R,)."""
-        e_R = self.e_MK[site_R, bin_R]
-        return e_R if self.expected_NM is None else e_R - self.expected_NM[context_R, site_R]
+    def terms(self, site_R: Tensor, bin_R: Tensor, context_R: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what one value of each row adds to the two sums of the factors, (R, F) each."""
+        e_R, precision_RF = self.e_MK[site_R, bin_R], self.read_MF[site_R] ** 2
+        if self.expected is None:
+            return e_R[:, None] * self.read_MF[site_R], precision_RF
+        e_R = e_R - self.expected.moved_BM[context_R, site_R]
+        more_RF = self.expected.spread_BM[context_R, site_R, None] * precision_RF
+        return e_R[:, None] * self.read_MF[site_R] + more_RF * self.expected.z_BR[context_R], precision_RF + more_RF
 
     def sums(self, x_CM: Tensor, visible_RM: Tensor, chain_R: Tensor, *, context_C: Tensor) -> tuple[Tensor, Tensor]:
         """Return what visible values add to the two sums of the factors, (R, F) each."""
         seen_RM = visible_RM.to(self.read_MF.dtype)
         first, last = int(chain_R[0]), int(chain_R[-1]) + 1
         e_CM = self.e_MK.gather(1, x_CM[first:last].T).T
-        if self.expected_NM is not None:
-            e_CM = e_CM - self.expected_NM[context_C[first:last]]
-        return (seen_RM * e_CM[chain_R - first]) @ self.read_MF, seen_RM @ self.read_MF**2
+        if self.expected is not None:
+            e_CM = e_CM - self.expected.moved_BM[context_C[first:last]]
+        sum_RF, precision_RF = (seen_RM * e_CM[chain_R - first]) @ self.read_MF, seen_RM @ self.read_MF**2
+        if self.expected is None:
+            return sum_RF, precision_RF
+        context_R = context_C[chain_R]
+        more_RF = (seen_RM * self.expected.spread_BM[context_R]) @ self.read_MF**2
+        return sum_RF + more_RF * self.expected.z_BR[context_R], precision_RF + more_RF
 
     def __call__(self, site_R: Tensor, context_R: Tensor, sums: tuple[Tensor, Tensor]) -> Tensor:
         """Return what is added to the logits, (R, K)."""
@@ -137,10 +146,8 @@ class NetworkConditionals:
             of_chains = None if sums is None else (sums[0][chain_A], sums[1][chain_A])
             bin_A = choose(place, chain_A, self._log_prob(site_A, answer_AD, context_C[chain_A], sums=of_chains))
             if self.tilt is not None and sums is not None:
-                read_AF = self.tilt.read_MF[site_A]
-                e_A = self.tilt.deviation(site_A, bin_A, context_C[chain_A])
-                sums[0][chain_A] += e_A[:, None] * read_AF
-                sums[1][chain_A] += read_AF**2
+                for total, term in zip(sums, self.tilt.terms(site_A, bin_A, context_C[chain_A]), strict=True):
+                    total[chain_A] += term
             return bin_A
 
         self.reader.in_order(x_CM, order_CM, start_C=start_C, choose=choose_bins)

@@ -1,4 +1,4 @@
-"""How far features follow interventions is fitted after training, with the network fixed.
+"""What interventions are told from, and how far features follow them, is fitted after training, with the network fixed.
 
 Shape suffixes: V features, P conditions, K bins.
 """
@@ -35,7 +35,11 @@ def refit_responses(
     rows: npt.NDArray[np.int64],
     assigned: Assigned,
 ) -> None:
-    """Fit how far each feature follows genes that were never perturbed, in place.
+    """Fit how far each feature follows genes that were never perturbed, in place, and what cells show where nothing was done.
+
+    The latter is what the network itself now says of a cell of which nothing is known. Visible values are compared with it, moved by the
+    intervention: were it the frequencies that training began with, a rare gene that was learned to be less rare would differ from what is
+    expected of it in every cell that it is switched on in, and would be taken for another state of the cell.
 
     What a gene says of a feature is a correlation: a feature upstream of it, or beside it, has one too and follows nothing.
     Training cells tell: the observed effects of the perturbed genes on a feature are regressed on those carried over from what
@@ -56,6 +60,7 @@ def refit_responses(
     factors = network.factors
     if factors is None or factors.intervention is None:
         return
+    factors.intervention.log_usual_VK.copy_(network.blank_log_prob(None))
     level_VK = factors.level_MK[factors.modality_V].double().numpy()
     if not assigned.intervened[rows].any():
         return
