@@ -72,6 +72,21 @@ def test_weights_are_taken_over_and_perturbed_genes_keep_theirs(model, cells, tm
     np.testing.assert_allclose(found[[half.index(name) for name in half[1:3]]], kept, atol=1e-5)
 
 
+def test_what_perturbing_is_told_from_follows_the_network_on_unperturbed_cells_too(model, cells, tmp_path):
+    tuned = _copy(model, tmp_path)
+    own = cells.copy()
+    cx.CellxPert.setup_anndata(own, perturbation_key="perturbation")
+    tuned.finetune(own, max_epochs=1, progress_bar=False)
+    before = tuned._trained().network.factors.intervention.log_usual_VK.clone()
+    control = cells[cells.obs["perturbation"] == "control"].copy()
+    cx.CellxPert.setup_anndata(control)
+    tuned.finetune(control, max_epochs=1, progress_bar=False)
+    network = tuned._trained().network
+    found = network.factors.intervention.log_usual_VK
+    assert (found - before).abs().max() > 0.01
+    torch.testing.assert_close(found, network.blank_log_prob(None), rtol=0, atol=1e-5)
+
+
 def test_other_labels_make_the_head_anew(model, cells, tmp_path):
     own = cells.copy()
     own.obs["kind"] = np.where(own.obs["cell_type"] == "type_0", "a", "b")

@@ -15,7 +15,7 @@ from cellxpert.data.perturbations import Assigned
 from cellxpert.data.tokens import Tokens
 from cellxpert.nn.network import Network
 
-__all__ = ["refit_responses"]
+__all__ = ["refit_responses", "refit_usual"]
 
 MIN_CONDITIONS = 4
 """Fewest perturbed genes from which responses are fitted."""
@@ -28,6 +28,23 @@ RESPONSE_SPREAD = 0.4
 
 
 @torch.no_grad()
+def refit_usual(network: Network) -> None:
+    """Set what cells show where nothing was done to what the network now says of a cell of which nothing is known, in place.
+
+    Visible values are compared with it, moved by the intervention. Were it the frequencies that training began with, a rare gene that was
+    learned to be less rare would differ from what is expected of it in every cell that it is switched on in, and would be taken for
+    another state of the cell.
+
+    Parameters
+    ----------
+    network
+        The network, in evaluation mode on the CPU.
+    """
+    if network.factors is not None and network.factors.intervention is not None:
+        network.factors.intervention.log_usual_VK.copy_(network.blank_log_prob(None))
+
+
+@torch.no_grad()
 def refit_responses(
     network: Network,
     tokens: Tokens,
@@ -35,11 +52,7 @@ def refit_responses(
     rows: npt.NDArray[np.int64],
     assigned: Assigned,
 ) -> None:
-    """Fit how far each feature follows genes that were never perturbed, in place, and what cells show where nothing was done.
-
-    The latter is what the network itself now says of a cell of which nothing is known. Visible values are compared with it, moved by the
-    intervention: were it the frequencies that training began with, a rare gene that was learned to be less rare would differ from what is
-    expected of it in every cell that it is switched on in, and would be taken for another state of the cell.
+    """Fit how far each feature follows genes that were never perturbed, in place.
 
     What a gene says of a feature is a correlation: a feature upstream of it, or beside it, has one too and follows nothing.
     Training cells tell: the observed effects of the perturbed genes on a feature are regressed on those carried over from what
@@ -60,7 +73,6 @@ def refit_responses(
     factors = network.factors
     if factors is None or factors.intervention is None:
         return
-    factors.intervention.log_usual_VK.copy_(network.blank_log_prob(None))
     level_VK = factors.level_MK[factors.modality_V].double().numpy()
     if not assigned.intervened[rows].any():
         return

@@ -33,7 +33,7 @@ from cellxpert.training.fit import RunConfig, fit
 from cellxpert.training.integration import integrate_cells
 from cellxpert.training.label_task import LabelTask, uncalibrated
 from cellxpert.training.objectives import LabelObjective
-from cellxpert.training.refit import refit_responses
+from cellxpert.training.refit import refit_responses, refit_usual
 from cellxpert.training.split import (
     batch_codes,
     batches_of,
@@ -372,8 +372,10 @@ def _run(
                 steered=steered and of_labels,
             )
         found.append(calibration)
-    if assigned is not None and fit_responses:
-        refit_responses(network, tokens, rows=rows["train"], assigned=assigned)
+    if fit_responses:
+        refit_usual(network)
+        if assigned is not None:
+            refit_responses(network, tokens, rows=rows["train"], assigned=assigned)
     return history, found[0], found[1]
 
 
