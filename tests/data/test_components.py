@@ -155,13 +155,18 @@ def _dense(bins: np.ndarray, tokens: Tokens, rows: np.ndarray, groups: np.ndarra
     value = np.array([[LEVELS[MODALITY[v], bins[i, v]] for v in range(20)] for i in rows])
     value[~tokens.measured_features[tokens.pattern[rows]]] = np.nan
     centre, deviation = np.nanmean(value, axis=0), np.nanstd(value, axis=0)
-    deviation[deviation < 1e-4] = 1.0
+    told = deviation.copy()
+    for v in np.flatnonzero(told > 1e-4):  # a rare feature's cap is 10 deviations above the centre
+        shown = value[value[:, v] > 0, v]
+        cap = shown.mean() + 2 * (shown.std() if shown.std() > 1e-4 else 1)
+        deviation[v] = max(told[v], (cap - centre[v]) / 10)
+    told[told < 1e-4] = deviation[deviation < 1e-4] = 1.0
     x = (value - centre) / deviation
     if groups is not None:
         for g in set(groups[rows]):
             own = groups[rows] == g
             x[own] -= x[own].mean(axis=0)  # all of it NaN where nothing was measured
-    return centre, deviation, np.nan_to_num(x)
+    return centre, deviation, (told / deviation) ** 2, np.nan_to_num(x)
 
 
 @pytest.mark.parametrize("conditions", [False, True])
@@ -170,13 +175,15 @@ def test_factors_are_those_of_a_dense_decomposition(mosaic: bool, conditions: bo
     """Tipping and Bishop's maximum-likelihood loadings; what was not measured is at its mean: of its group, where there are any."""
     bins = _bins(150, structured=True, mosaic=mosaic)
     bins[:, 3] = 2  # a feature that never varies
+    bins[:, 4] = 0
+    bins[60, 4] = 3  # one that a single cell shows
     tokens = _mosaic(bins) if mosaic else _tokens(bins)
     rows = np.arange(0, 150, 2)
     condition = np.random.default_rng(0).integers(0, 3, 150)
     # a group is a condition within a pattern
     groups = condition + 10 * tokens.pattern if conditions else None
     found = _factors(tokens, rows, condition_N=condition if conditions else None)
-    centre, deviation, x = _dense(bins, tokens, rows, groups)
+    centre, deviation, variance, x = _dense(bins, tokens, rows, groups)
     np.testing.assert_allclose(found.centre_V, centre, atol=1e-6)
     np.testing.assert_allclose(found.deviation_V, deviation, atol=1e-6)
     _, size, right = np.linalg.svd(x, full_matrices=False)
@@ -184,7 +191,8 @@ def test_factors_are_those_of_a_dense_decomposition(mosaic: bool, conditions: bo
     measured = np.delete(
         tokens.measured_features[tokens.pattern[rows]], 3, axis=1
     )  # what is left is left of what was measured
-    rest = (measured.mean(axis=0).sum() - explained[:4].sum()) / 15
+    assert variance[4] < 0.5
+    rest = (measured.mean(axis=0) @ np.delete(variance, 3) - explained[:4].sum()) / 15
     loading = right[:4].T * np.sqrt(np.maximum(explained[:4] - rest, 0))
     np.testing.assert_allclose(found.loading_VR @ found.loading_VR.T, loading @ loading.T, atol=1e-5)
     np.testing.assert_allclose((found.loading_VR**2).sum(axis=0), (loading**2).sum(axis=0), atol=1e-5)  # largest first
@@ -248,6 +256,17 @@ def test_differences_between_conditions_are_no_factors() -> None:
     found, blind = (_factors(_tokens(bins), np.arange(200), n_factors=1, condition_N=c) for c in (condition, None))
     assert (blind.loading_VR[:6] ** 2).mean() > 0.6
     assert (found.loading_VR[:6] ** 2).mean() < 0.1
+
+
+def test_rare_features_make_no_factors() -> None:
+    """Twelve features that one cell shows together are no way in which cells differ."""
+    bins = _bins(600, structured=True)
+    bins[:, :12] = 0
+    bins[100, :12] = 3
+    found = _factors(_tokens(bins), np.arange(600), n_factors=4)
+    np.testing.assert_allclose(found.deviation_V[:12] * components.MAX_DEVIATIONS, found.cap_V[:12], rtol=0.01)
+    assert np.abs(found.loading_VR[:12]).max() < 0.1
+    assert (found.loading_VR[12:] ** 2).sum(axis=1).max() > 0.3
 
 
 @pytest.mark.parametrize("n_cells", [1, 2, 3])

@@ -32,6 +32,8 @@ MAX_CELLS = 20_000
 """Cells that are enough to find them."""
 CAP = 2.0
 """Deviations above what a feature usually shows where it is there, beyond which magnitudes count as this much."""
+MAX_DEVIATIONS = 10.0
+"""Deviations from its mean at which a feature's cap may lie: else factors follow single cells that show a rare one."""
 
 Floats = npt.NDArray[np.float64]
 _LEAST_UNIQUE = 0.1
@@ -151,6 +153,7 @@ class FactorModel:
 
     centre_V: npt.NDArray[np.float32]
     deviation_V: npt.NDArray[np.float32]
+    """Standard deviation; of rare features more: the cap lies at most ``MAX_DEVIATIONS`` of these above the centre."""
     cap_V: npt.NDArray[np.float32]
     """``CAP`` deviations above the mean of the feature's magnitudes other than 0: what hardly a cell exceeds."""
     loading_VR: npt.NDArray[np.float32]
@@ -202,6 +205,8 @@ def factor_model(
     n_V = np.maximum(np.bincount(pattern_N.reshape(-1), minlength=len(pattern)) @ measured_PV, 1)
     centre_V, deviation_V, varies_V = _moments(level_NV, n_V)
     usual_V, spread_V, _ = _moments(level_NV, np.maximum(np.asarray((level_NV != 0).sum(axis=0)).ravel(), 1))
+    cap_V, told_V = usual_V + CAP * spread_V, deviation_V
+    deviation_V = np.where(varies_V, np.maximum(told_V, (cap_V - centre_V) / MAX_DEVIATIONS), told_V)
     level_NV = sparse.csr_array(level_NV * (varies_V / deviation_V))
     member_NP = sparse.csr_array((np.ones(len(rows)), (np.arange(len(rows)), pattern_N.reshape(-1))))
     mean_PV = measured_PV * varies_V * centre_V / deviation_V
@@ -211,7 +216,7 @@ def factor_model(
         level_NV,
         member_NP,
         mean_PV,
-        share_V=varies_V * n_V / len(rows),
+        share_V=varies_V * n_V / len(rows) * (told_V / deviation_V) ** 2,
         n_factors=n_factors,
         least_unique=_LEAST_UNIQUE,
         rng=rng,
@@ -223,7 +228,6 @@ def factor_model(
         n_G = np.bincount(tokens.pattern[usual_rows], minlength=len(tokens.measured_features))
         measured_V = n_G @ tokens.measured_features
         centre_V = np.where(measured_V > 0, total_V / np.maximum(measured_V, 1), centre_V)
-    cap_V = usual_V + CAP * spread_V
     return FactorModel(*(x.astype(np.float32) for x in (centre_V, deviation_V, cap_V, loading_VR, unique_V)))
 
 
@@ -252,8 +256,9 @@ def leading_factors(
     level_NV, member_NG, mean_GV
         Magnitudes in deviations of each feature, the group of each cell, and the groups' means: 0 where a feature was not measured.
     share_V
-        Share of the cells in which each feature was measured; 0 for features that have no factors. What is left to noise is counted over
-        what was measured: over all features it would exceed weak factors where there are gaps.
+        Variance of each feature over all cells: the share of them in which it was measured, less if it is rare; 0 for features
+        that have no factors. What is left to noise is counted over what was measured: over all features it would exceed weak
+        factors where there are gaps.
     n_factors
         Most factors returned.
     least_unique
