@@ -306,7 +306,7 @@ class SteeringConfig:
     kernel
         ``"auto"``: exact independent draws (``"ancestral"``) where the target is the model's own law, ``"block"`` where anchors
         steer. ``"suffix"``, ``"multiple-try"``, ``"informed"`` and ``"tilted"`` are the other moves of
-        :mod:`cellxpert.steering`; ``"fill-in"`` draws every gene once, unaware of the others (an ablation).
+        :mod:`cellxpert.steering`; ``"fill-in"`` draws every gene once, unaware of the others: for means alone.
     n_movable
         Genes that can respond; the others stay as they are in the start cell, and are read out at the end.
     n_cells
