@@ -25,6 +25,8 @@ BLOCK = ANCHORED | {"kernel": "block"}
 PUBLISHED = BLOCK | {"temperature": 2.0}
 VARIANTS: Mapping[str, tuple[str, dict[str, object]]] = {
     "zero-shot, token deletion": ("deletion", {}),
+    "zero-shot, fill-in": ("zero-shot", ANCHORED | {"kernel": "fill-in"}),
+    "zero-shot, ancestral": ("zero-shot", ANCHORED),
     "learned, fill-in": ("learned", ANCHORED | {"kernel": "fill-in"}),
     "learned, ancestral": ("learned", ANCHORED),
     "anchored, block MH": ("anchored", BLOCK),
@@ -32,6 +34,7 @@ VARIANTS: Mapping[str, tuple[str, dict[str, object]]] = {
     "anchored, block MH as published (tau 2, lambda 0)": ("anchored", PUBLISHED | {"weight": 0.0}),
     "anchored, block MH, lambda 1/tau (tau 2)": ("anchored", PUBLISHED | {"weight": 0.5}),
     "anchored, block MH, lambda 1 (tau 2)": ("anchored", PUBLISHED),
+    "anchored, block MH, lambda 1 (tau 0.5)": ("anchored", BLOCK | {"temperature": 0.5}),
     "anchored, multiple try": ("anchored", ANCHORED | {"kernel": "multiple-try"}),
     "anchored, tilted Gibbs": ("anchored", ANCHORED | {"kernel": "tilted"}),
     "anchored, unigram in place of the network": ("anchored", BLOCK),
@@ -40,11 +43,13 @@ VARIANTS: Mapping[str, tuple[str, dict[str, object]]] = {
     "anchored, kappa 0.5": ("anchored", BLOCK | {"kappa": 0.5}),
     "anchored, K 1": ("anchored", BLOCK | {"n_anchors": 1}),
     "anchored, K 32": ("anchored", BLOCK | {"n_anchors": 32}),
-    "anchored, block of 1": ("anchored", BLOCK | {"block_size": 1}),
-    "zero-shot, ancestral": ("zero-shot", ANCHORED),
+    "anchored, blocks of 1": ("anchored", BLOCK | {"block_size": 1, "adapt": False}),
+    "anchored, blocks of 16": ("anchored", BLOCK | {"block_size": 16, "adapt": False}),
 }
-"""Name -> target and settings. Chains of all variants have the same number of steps."""
+"""Name -> target and settings."""
 N_STEPS = 80
+STEPS: Mapping[str, int] = {"suffix": 24, "multiple-try": 8}
+"""Steps of kernels that ask the network for more at each, so that all chains cost about as much (column ``seconds``)."""
 
 
 def ablate(
@@ -71,6 +76,7 @@ def ablate(
     found = []
     for name, (target, steering) in variants.items():
         method.target, method.steering = target, dict(steering)
+        method.n_steps = STEPS.get(steering.get("kernel"), N_STEPS)
         asked = [one.condition for one in held]
         with _weights(network, _unigram if "unigram" in name else None), measured() as cost:
             predicted = _deletion(method, asked) if target == "deletion" else method.predict(asked)

@@ -239,6 +239,8 @@ _SEEN = (
     "same_condition_shrunk",
     "random_medoid",
     *_CONSTANT[:2],
+    "linear",
+    "knn",
     "knn_gene_sets",
     *_ZERO_SHOT,
     "cellxpert-learned",

@@ -314,8 +314,10 @@ class SteeringConfig:
     min_cells
         Fewest.
     block_size, temperature, mix
-        Genes drawn at once by ``"block"`` and ``"multiple-try"`` (adapted in the burn-in), temperature of their proposals, share
-        of an even distribution in these.
+        Genes drawn at once by ``"block"`` and ``"multiple-try"``, temperature of their proposals, share of an even distribution
+        in these.
+    adapt
+        Whether the number of genes drawn at once follows the acceptance in the burn-in.
     n_tries
         Candidates of ``"multiple-try"``.
     weight
@@ -342,6 +344,7 @@ class SteeringConfig:
     block_size: int = 4
     temperature: float = 1.0
     mix: float = 0.0
+    adapt: bool = True
     n_tries: int = 16
     weight: float = 1.0
     part: Literal["joint", "pseudo", "none"] = "joint"

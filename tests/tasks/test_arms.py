@@ -309,6 +309,18 @@ def test_summaries_of_the_states(tiny, tiny_cells, kernel):
     np.testing.assert_allclose(arm.level_JDM.mean((0, 1)), arm.mean_NMY[..., 0].mean(0), atol=1e-6)
 
 
+@pytest.mark.parametrize("kernel", ["block", "multiple-try"])
+def test_blocks_of_a_fixed_size(tiny, tiny_cells, kernel):
+    """Nearly every block of one gene is accepted, so that sizes that follow the acceptance grow."""
+    sizes = [
+        population(tiny, tiny_cells, settings=SteeringConfig(block_size=1, adapt=adapt))
+        .run(kernel=kernel, n_steps=60)
+        .size
+        for adapt in (True, False)
+    ]
+    assert sizes[0] > sizes[1] == 1
+
+
 @pytest.mark.parametrize("n_steps", [1, 2, 3])
 @pytest.mark.parametrize("kernel", ["ancestral", "block"])
 def test_the_shortest_runs(tiny, tiny_cells, kernel, n_steps):

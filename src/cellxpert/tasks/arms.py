@@ -217,7 +217,9 @@ class Population:
             self._kernel(kernel),
             target,
             x_CM,
-            schedule=Schedule(n_steps=kept, burn_in=burn_in, thin=max(1, kept // N_RECORDED)),
+            schedule=Schedule(
+                n_steps=kept, burn_in=burn_in, thin=max(1, kept // N_RECORDED), adapt=self.settings.adapt
+            ),
             streams=Streams(self.seed, len(x_CM)),
             on_step=note,
         )
