@@ -447,6 +447,22 @@ def test_records_say_who_could_not_respond_and_of_which_groups(screened, rna):
     assert entry["target_embedding"] is False
 
 
+def test_a_table_of_regulators_gives_what_its_mapping_gives(screened, rna, tmp_path):
+    """The same results and the same record; a screen begun with one goes on with the other."""
+    names = ["gene_03", "gene_02", "unknown"]
+    table = pd.DataFrame({"source": [*names, GENE], "target": GENE, "weight": [1, -1, 0.5, 1]})
+    first = perturb(screened, mdata=rna, regulators={GENE: names}, key_added="mapping", resume=tmp_path)
+    (file,) = tmp_path.glob("condition-*.json")
+    written = file.stat().st_mtime_ns
+    kept = perturb(screened, mdata=rna, regulators=table, inplace=False, resume=tmp_path)
+    assert file.stat().st_mtime_ns == written
+    anew = perturb(screened, mdata=rna, regulators=table, key_added="table")
+    for again in (kept, anew):
+        pd.testing.assert_frame_equal(again.table, first.table, check_exact=True)
+    entries = rna.uns["cellxpert_info"]["perturb"]
+    pd.testing.assert_frame_equal(entries["table"]["regulators"], entries["mapping"]["regulators"])
+
+
 def test_chains_say_how_far_they_differ(screened):
     result = perturb(screened, n_chains=3, inplace=False)
     table, draws = result.table.set_index("variable"), result.draws[GENE, "all"]

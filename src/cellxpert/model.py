@@ -545,7 +545,7 @@ class CellxPert(SetupMethods, IntegrationMethods):
         key_added: str = keys.PERTURBED,
         inplace: bool = True,
         steering: SteeringConfig | None = None,
-        regulators: Mapping[str, Collection[str]] | None = None,
+        regulators: Mapping[str, Collection[str]] | pd.DataFrame | None = None,
         target_embedding: pd.DataFrame | None = None,
         propagate: bool = False,
         resume: str | os.PathLike[str] | None = None,
@@ -592,7 +592,9 @@ class CellxPert(SetupMethods, IntegrationMethods):
             How to sample; see :class:`cellxpert.config.SteeringConfig`.
         regulators
             Per gene, genes that act on it: they cannot respond to it (``"zero-shot"``: conditioning would move them too).
-            Each perturbation then has a null of its own.
+            Each perturbation then has a null of its own. A mapping, or a table as decoupler, CollecTRI and DoRothEA have it: a row
+            for each regulator (column ``source``) of a gene (``target``). Its other columns are not read: signs and weights make no
+            difference.
         target_embedding
             What is known of genes beside the data: a row per gene, perturbed ones and asked ones. What was learned of the perturbed
             carries over by similarity of rows (``cellxpert.metrics.gene_set_embedding`` makes one of gene sets).
@@ -676,7 +678,7 @@ class CellxPert(SetupMethods, IntegrationMethods):
             warnings.warn(f"perturb: {text}", CellxPertWarning, stacklevel=2)
         if inplace:
             entry = self._record(tokens, started) | {"device": "cpu"}
-            exchange.write_perturbation(data, cells, result, asked=asked, state=state, key=key_added, entry=entry)
+            exchange.write_perturbation(data, cells, result, asked=job.asked, state=state, key=key_added, entry=entry)
         return result
 
     # --- files ---

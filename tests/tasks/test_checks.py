@@ -13,7 +13,7 @@ from cellxpert.data.collate import Collator
 from cellxpert.data.perturbations import Perturbations
 from cellxpert.errors import CellxPertError, ConfigError, ControlError, FewCellsError, GeneError, InterventionError
 from cellxpert.nn import Network
-from cellxpert.tasks import checks
+from cellxpert.tasks import checks, choices
 
 
 def refused(call, kind, *words):
@@ -297,6 +297,76 @@ def test_of_many_regulators_some_may_be_unknown(make_job):
     table = {"gene_00": ["gene_01", "TP53"], "MYC": ["MAX"], "gene_05": ["TP53"]}
     assert make_job("gene_00", regulators=table).asked.regulators
     assert make_job(["gene_00", "gene_05"], regulators=table).asked.regulators
+
+
+REGULON = pd.DataFrame(
+    [
+        ("gene_03", "gene_00", -1.0),
+        ("gene_00", "gene_00", 1.0),  # acts on itself
+        ("TP53", "gene_00", 1.0),
+        ("gene_03", "gene_00", 0.5),  # of another source
+        ("gene_02", "gene_00", 2.0),
+        ("gene_00", "gene_05", 1.0),
+        ("MAX", "MYC", 1.0),
+        ("gene_07", "gene_07", 1.0),
+    ],
+    columns=["source", "target", "weight"],
+)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        REGULON,
+        REGULON.drop(columns="weight"),
+        REGULON[::-1].set_index("weight"),
+        REGULON.astype({"source": "category", "target": "string"}),
+    ],
+    ids=["weights", "names", "reversed", "dtypes"],
+)
+def test_a_table_of_regulators_is_the_mapping_it_says(make_job, table):
+    before, expected = table.copy(), {"gene_00": ["TP53", "gene_02", "gene_03"]}
+    job = make_job("gene_00", regulators=table)
+    assert job.asked.regulators == expected
+    assert job.fingerprint("model") == make_job("gene_00", regulators=expected).fingerprint("model")
+    together = make_job("gene_00+gene_05", regulators=table)
+    assert list(together.asked.regulators.items()) == [*expected.items(), ("gene_05", ["gene_00"])]
+    assert choices.regulators_of(together, together.requests[0]) == [2, 3]
+    pd.testing.assert_frame_equal(table, before)
+
+
+def test_a_gene_that_acts_on_itself_does_so_in_neither_form(make_job):
+    table = make_job("gene_00", regulators=REGULON)
+    mapping = make_job("gene_00", regulators={"gene_00": ["gene_00", "gene_02", "gene_03"]})
+    found = [choices.regulators_of(job, job.requests[0]) for job in (table, mapping)]
+    assert found == [[2, 3], [2, 3]]
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (REGULON.rename(columns={"source": "tf"}), "columns ['tf', 'target', 'weight']"),
+        (REGULON.iloc[:, [0, 1, 1]], "columns ['source', 'target', 'target']"),
+        (pd.DataFrame({"gene_00": ["gene_03"]}), "columns ['gene_00']"),
+        (pd.DataFrame(), "columns []"),
+        (REGULON[:0], "without rows"),
+        (REGULON.replace({"target": {"MYC": None}}), "None for a gene in 1 rows of column 'target'"),
+        (REGULON.assign(source=np.nan), "nan for a gene in 8 rows of column 'source'"),
+        (REGULON.assign(source=range(8)), "0 for a gene in 8 rows of column 'source'"),
+        (REGULON.replace({"source": {"MAX": ""}}), "'' for a gene"),
+    ],
+    ids=["other names", "twice", "wide", "no columns", "no rows", "missing", "all missing", "numbers", "no letters"],
+)
+def test_tables_that_are_none_of_regulators(make_job, table, words):
+    refused(lambda: make_job("gene_00", regulators=table), InterventionError, "perturb(regulators=)", words)
+
+
+@pytest.mark.parametrize("gene", ["gene_01", "gene_07"])
+def test_a_table_must_say_who_acts_on_a_gene_that_is_asked_for(make_job, gene):
+    """That it acts on itself is no help."""
+    refused(lambda: make_job(gene, regulators=REGULON), GeneError, f"no entry of ['{gene}']: nothing would be kept")
+    table = REGULON.assign(source="gene_O3")
+    refused(lambda: make_job("gene_00", regulators=table), GeneError, "none of which the model knows", "did you mean")
 
 
 @pytest.mark.parametrize("seed", [-1, 1.7, True, "0"])

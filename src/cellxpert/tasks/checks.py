@@ -6,6 +6,7 @@ Letters: V features.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,8 @@ MIN_ANCHORED = 4
 """Fewest cells of a condition that anchors are chosen among."""
 TARGETS = ("auto", "learned", "anchored", "predicted", "zero-shot")
 ANCHORED = frozenset({"anchored", "predicted"})
+REGULON = ("source", "target")
+"""Columns of a table of regulators: who acts, and on which gene."""
 
 
 def make_screen(
@@ -73,7 +76,7 @@ def make_screen(
     known |= set(() if asked.embedding is None or perturbations is None else asked.embedding.index.astype(str))
     default = "knockout" if perturbations is None else perturbations.kind
     requests = parse(asked.genes, known=known, default=default, n_bins=network.n_bins)
-    _check_regulators(asked.regulators, requests=requests, known=known)
+    asked = replace(asked, regulators=_check_regulators(asked.regulators, requests=requests, known=known))
     job = Screen(
         network=network,
         vocabulary=vocabulary,
@@ -130,23 +133,33 @@ def _check_arguments(asked: Asked, *, trained: bool) -> str:
     named = isinstance(regulators, Mapping) and all(
         isinstance(v, Collection) and not isinstance(v, str) for v in regulators.values()
     )
-    if regulators is not None and not named:
-        fix = "give a mapping from gene to a list of genes, e.g. {'JAK2': ['STAT1', 'IRF1']}"
+    if regulators is not None and not named and not isinstance(regulators, pd.DataFrame):
+        fix = "give a mapping from gene to a list of genes, e.g. {'JAK2': ['STAT1', 'IRF1']}, or a table of them"
         raise InterventionError("perturb(regulators=)", found=repr(regulators)[:80], fix=fix)
     _check_embedding(asked.embedding)
     return asked.target if asked.target != "auto" else "learned" if trained else "zero-shot"
 
 
 def _check_regulators(
-    regulators: Mapping[str, Collection[str]] | None, *, requests: Sequence[Request], known: Collection[str]
-) -> None:
-    """Refuse entries from which nothing would follow. A table of the whole genome may have genes that are not asked for or not known."""
+    regulators: Mapping[str, Collection[str]] | pd.DataFrame | None,
+    *,
+    requests: Sequence[Request],
+    known: Collection[str],
+) -> Mapping[str, Collection[str]] | None:
+    """Refuse entries from which nothing would follow. A table of the whole genome may have genes that are not asked for or not known.
+
+    Returns
+    -------
+    The mapping; of a table, what it says of the genes that are asked for.
+    """
     if regulators is None:
-        return
+        return None
     asked = sorted({gene for request in requests for gene in request.genes})
+    if isinstance(regulators, pd.DataFrame):
+        regulators = _mapping_of(regulators, asked)
     given = {gene: regulators[gene] for gene in asked if gene in regulators}
     if any(set(names) & set(known) for names in given.values()):
-        return
+        return regulators
     found, wanted, names = f"no entry of {asked[:5]}", asked, list(regulators)
     if given:
         found, wanted = f"regulators of {list(given)[:5]} none of which the model knows", sorted(known)
@@ -154,6 +167,27 @@ def _check_regulators(
     near = next((c for name in names if (c := closest(str(name), wanted))), None)
     fix = f"did you mean {near!r}?" if near else "name genes that are asked for and regulators that the model reads"
     raise GeneError("perturb(regulators=)", found=found + ": nothing would be kept from responding", fix=fix)
+
+
+def _mapping_of(table: pd.DataFrame, genes: Collection[str]) -> dict[str, list[str]]:
+    """Read regulators of genes off a table with a row for each; that a gene acts on itself says nothing of others."""
+    where, columns = "perturb(regulators=)", [str(c) for c in table.columns]
+    if any(columns.count(name) != 1 for name in REGULON):
+        fix = "name the column of regulators 'source', that of regulated genes 'target': table.rename(columns=...)"
+        raise InterventionError(where, found=f"a table with columns {columns[:10]}", fix=fix)
+    if table.empty:
+        raise InterventionError(where, found="a table without rows", fix="give a row for each regulator of a gene")
+    for name in REGULON:
+        lost = [x for x in table[name] if not isinstance(x, str) or not x]
+        if lost:
+            found = f"{lost[0]!r} for a gene in {len(lost)} rows of column {name!r}"
+            fix = "give names as text; table.dropna(subset=['source', 'target']) drops rows without"
+            raise InterventionError(where, found=found, fix=fix)
+    acting: dict[str, list[str]] = {}
+    for target, source in sorted(set(zip(table["target"], table["source"], strict=True))):
+        if target in genes and source != target:
+            acting.setdefault(target, []).append(source)
+    return acting
 
 
 def _check_embedding(embedding: pd.DataFrame | None) -> None:

@@ -66,7 +66,8 @@ class Asked:
     n_chains: int | None = None
     seed: int = 0
     settings: SteeringConfig = field(default_factory=SteeringConfig)
-    regulators: Mapping[str, Collection[str]] | None = None
+    regulators: Mapping[str, Collection[str]] | pd.DataFrame | None = None
+    """A table as it was given; those of a :class:`Screen` are a mapping."""
     embedding: pd.DataFrame | None = None
     groupby: str | None = None
     folder: Path | None = None
