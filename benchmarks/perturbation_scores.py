@@ -1,4 +1,4 @@
-"""Scores of predicted perturbations, by ``cellxpert.metrics``, whose tests compare them with cell-eval and with plain loops."""
+"""Scores of predicted perturbations, by ``cellxpert.metrics``, whose tests compare them with cell-eval, pertpy and plain loops."""
 
 from __future__ import annotations
 

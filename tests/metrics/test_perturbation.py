@@ -27,6 +27,14 @@ CELL_EVAL = {
 }
 """What cell-eval 0.8.2 says of ``toy(5)`` as a prediction of ``toy(0)``, and of ``toy_de(3)`` as one of ``toy_de(0)``."""
 
+PERTPY = {
+    "edistance": [0.197952869, 0.348406947, 0.317578014, 0.310081075, 0.184790311],
+    "mse": [0.018260557, 0.043728232, 0.037253723, 0.042263881, 0.017323825],
+    "mean_absolute_error": [0.104728419, 0.167393608, 0.172565443, 0.193694562, 0.117677185],
+    "pearson_distance": [0.392973472, 1.218884238, 1.546493907, 1.290845226, 0.39923218],
+}
+"""``pertpy.tools.Distance`` (1.0.3) between the cells of ``toy(5)`` and ``toy(0)``. Its root mean squared error is no mean: left out."""
+
 
 def toy(shift: int) -> dict[str, np.ndarray]:
     """Twenty cells per condition and of the control, by integer arithmetic: the same on every machine."""
@@ -55,6 +63,21 @@ def panel(n: int = 7, n_genes: int = 9, seed: int = 0) -> tuple[np.ndarray, np.n
 
 
 # --- an independent implementation ---
+
+
+def test_distances_equal_pertpy() -> None:
+    cells, others = toy(5), toy(0)
+    (prediction, _), (truth, _) = centroids(cells), centroids(others)
+    zero = {"prediction_reference": np.zeros(12), "truth_reference": np.zeros(12)}
+    got = {
+        "edistance": [metrics.energy_distance(cells[c], others[c], unbiased=False) for c in CONDITIONS],
+        "mse": metrics.mse(prediction, truth),
+        "mean_absolute_error": metrics.mae(prediction, truth),
+        "pearson_distance": 1 - metrics.pearson_delta(prediction, truth, **zero),
+    }
+    assert got.keys() == PERTPY.keys()
+    for name, values in PERTPY.items():
+        np.testing.assert_allclose(got[name], values, atol=1e-8, err_msg=name)
 
 
 def test_scores_equal_cell_eval():
