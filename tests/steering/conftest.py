@@ -8,6 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from cellxpert.batch import Batch
+from cellxpert.config import NetworkConfig
+from cellxpert.nn import Network
+from cellxpert.tasks.conditionals import NetworkConditionals
+
 N_SITES, N_BINS = 4, 3
 STATES = torch.tensor(list(itertools.product(range(N_BINS), repeat=N_SITES)))
 """All 81 states, first site slowest."""
@@ -73,7 +78,42 @@ def inconsistent(seed=0, noise=0.7):
     return Table((log_p + noise * torch.randn(log_p.shape, dtype=torch.float64, generator=generator)).log_softmax(-1))
 
 
+FEATURES = torch.tensor([1, 3, 4, 6])
+CELL = [0, 2, 5]
+
+
+def make(dtype):
+    """Return the package's smallest network; its random weights are of a scale at which every flaw in ``mutants.py`` shows."""
+    config = NetworkConfig(
+        width=64, encoder_layers=1, decoder_layers=2, n_experts=2, expert_hidden=8, decoder_hidden=16
+    )
+    generator = torch.Generator().manual_seed(1)
+    network = Network(config, feature_modality=[0] * 8, n_bins=N_BINS, generator=generator).eval()
+    with torch.no_grad():
+        network.bins.linear.weight.normal_(std=0.15, generator=generator)
+        network.bins.prior.weight.normal_(std=0.1, generator=generator)
+        network.embedding.bin.weight.normal_(std=4.0, generator=generator)
+    return network.to(dtype)
+
+
+def context(*cells):
+    features = [torch.tensor([8, *cell]) for cell in cells]
+    bins = [torch.tensor([0] + [1 + feature % 2 for feature in cell]) for cell in cells]
+    lengths = torch.tensor([len(f) for f in features])
+    return Batch(feature_T=torch.cat(features), bin_T=torch.cat(bins), lengths_B=lengths)
+
+
+def tabulated(network):
+    """Every conditional of a network in the context of one cell, asked one after another."""
+    model = NetworkConditionals(network, context(CELL), FEATURES)
+    seen = torch.tensor(list(all_codes()))
+    visible = (seen < N_BINS)[:, None].expand(-1, N_SITES, -1) & ~torch.eye(N_SITES, dtype=torch.bool)
+    query = torch.arange(N_SITES).expand(len(seen), -1)
+    log_p = model.log_prob(query, seen.clamp(max=N_BINS - 1), visible)
+    return Table(log_p.transpose(0, 1).contiguous())
+
+
 @pytest.fixture(scope="session")
 def models():
-    """Return both kinds of model by name."""
-    return {"consistent": consistent(), "inconsistent": inconsistent()}
+    """Return all kinds of model by name; the network's conditionals are inconsistent too."""
+    return {"consistent": consistent(), "inconsistent": inconsistent(), "network": tabulated(make(torch.float64))}

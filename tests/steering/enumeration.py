@@ -85,6 +85,44 @@ def suffix_matrix(model, states, log_pi, order, *, n_clamped, log_joint):
     return matrix
 
 
+def tries_matrix(model, states, log_pi, *, size, n_tries, tau, free):
+    """Transition matrix of multiple tries, by all tuples of candidates."""
+    index = {tuple(x): i for i, x in enumerate(states)}
+    matrix = np.zeros((len(states), len(states)))
+    blocks = list(itertools.combinations(free, size))
+    bins = list(itertools.product(range(model.n_bins), repeat=size))
+    tried = np.array(list(itertools.product(range(len(bins)), repeat=n_tries)))
+    for i, x in enumerate(states):
+        for block in blocks:
+            outside = [g for g in range(model.n_sites) if g not in block]
+            rows = [np.exp(np.array(log_conditional(model, g, x, outside)) / tau) for g in block]
+            q = np.array([math.prod(row[v] / row.sum() for row, v in zip(rows, y, strict=True)) for y in bins])
+            moved = [dict(zip(block, y, strict=True)) for y in bins]
+            at = np.array([index[tuple(y.get(g, v) for g, v in enumerate(x))] for y in moved])
+            worth = np.exp(log_pi[at]) / q
+            total = worth[tried].sum(axis=1) + worth[at == i]
+            share = q[tried].prod(axis=1) / total / len(blocks)
+            np.add.at(matrix[i], at[tried], share[:, None] * worth[tried])
+            matrix[i, i] += (share * worth[at == i]).sum()
+    return matrix
+
+
+def informed_matrix(model, states, log_pi, *, weight, log_anchors, free):
+    """Transition matrix of informed moves: one site to another bin, by the square root of conditional and anchor ratio."""
+    index = {tuple(x): i for i, x in enumerate(states)}
+    q = np.zeros((len(states), len(states)))
+    for i, x in enumerate(states):
+        for g in free:
+            log_p = log_conditional(model, g, x, [h for h in range(model.n_sites) if h != g])
+            for v in set(range(model.n_bins)) - {x[g]}:
+                j = index[(*x[:g], v, *x[g + 1 :])]
+                q[i, j] = math.exp((weight * (log_p[v] - log_p[x[g]]) + log_anchors[j] - log_anchors[i]) / 2)
+    q /= q.sum(axis=1, keepdims=True)
+    flow = np.exp(log_pi)[:, None] * q
+    matrix = np.divide(np.minimum(flow, flow.T), np.exp(log_pi)[:, None])
+    return matrix + np.diag(1 - matrix.sum(axis=1))
+
+
 def chi_square(counts, expected):
     """P value of counts against expected ones, cells below 5 pooled."""
     counts, expected = np.asarray(counts, float), np.asarray(expected, float)

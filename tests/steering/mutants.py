@@ -128,6 +128,13 @@ class Mutant:
     streams: Callable = Numbers
     n_long: int = 1000
     """Chains of test 3."""
+    on_network: str = ""
+    """The tests that must see it on the network, where they are not those of the other inconsistent model."""
+
+    def seen_by(self, kind):
+        """Return the tests that must see it on a kind of model."""
+        told = {"consistent": self.consistent, "network": self.on_network or self.inconsistent}
+        return told.get(kind, self.inconsistent).split()
 
 
 MUTANTS = {
@@ -140,7 +147,7 @@ MUTANTS = {
     "block taken for a site": Mutant("1 2 3 4 5", "1 2 3 4 5 13", size=2, n_long=2000),
     "always accepted": Mutant("1t", "1 2 3 4 5 13"),
     "shared number": Mutant("1t", "1 2 3 4 5 13"),
-    "rejections dropped": Mutant("1t", "1 2 1c"),
+    "rejections dropped": Mutant("1t", "1 2 1c", on_network="1c"),
     "wrong temperature": Mutant("1t", "1t"),
     "stale energy": Mutant("1c 4", "1c 3 4 13"),
     "stale context": Mutant("1c 5", "1c 5"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -17,11 +18,21 @@ from cellxpert.steering.streams import Streams
 from cellxpert.steering.targets import Density, Target
 
 from .conftest import STATES, Table, all_codes, code, joint_of
-from .enumeration import block_matrix, chi_square, log_conditional, log_target, passes, suffix_matrix
+from .enumeration import (
+    block_matrix,
+    chi_square,
+    informed_matrix,
+    log_conditional,
+    log_target,
+    passes,
+    suffix_matrix,
+    tries_matrix,
+)
 
 ORDER = [2, 0, 3, 1]
 ANCHORS = [[0, 1, 2, 0], [2, 2, 0, 1]]
 LIST = STATES.tolist()
+KINDS = ["consistent", "inconsistent", "network"]
 
 TARGETS = {
     "joint": {"part": "joint", "weight": 1.0, "kappa": 0.0},
@@ -102,8 +113,9 @@ def stationarity(kernel, name, model, *, n=20_000, n_steps=1, n_clamped=0):
     return p_value
 
 
-@pytest.mark.parametrize("kind", ["consistent", "inconsistent"])
-@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.parametrize(
+    ("kind", "name"), [(k, name) for k in KINDS for name in TARGETS if k != "network" or ", anchored" in name]
+)
 @pytest.mark.parametrize("move", KERNELS)
 def test_one_step_leaves_the_target_invariant(models, kind, name, move):
     if move == "suffix" and not name.startswith("joint"):
@@ -125,13 +137,25 @@ def matrix_of(move, name, model):
     if move == "suffix":
         log_joint = log_target(model, LIST, ORDER, part="joint", weight=1.0)
         return kernel, log_pi, suffix_matrix(model, LIST, log_pi, ORDER, n_clamped=0, log_joint=log_joint)
-    matrix = block_matrix(model, LIST, log_pi, size=kernel.size, tau=kernel.temperature, mix=kernel.mix, free=range(4))
-    return kernel, log_pi, matrix
+    if move == "informed":
+        log_anchors = log_target(
+            model, LIST, ORDER, part="none", weight=0.0, anchors=ANCHORS, kappa=target.anchors.kappa
+        )
+        weight = target.weight
+        return (
+            kernel,
+            log_pi,
+            informed_matrix(model, LIST, log_pi, weight=weight, log_anchors=log_anchors, free=range(4)),
+        )
+    block = {"size": kernel.size, "tau": kernel.temperature, "free": range(4)}
+    if move == "multiple try":
+        return kernel, log_pi, tries_matrix(model, LIST, log_pi, n_tries=kernel.n_tries, **block)
+    return kernel, log_pi, block_matrix(model, LIST, log_pi, mix=kernel.mix, **block)
 
 
-@pytest.mark.parametrize("kind", ["consistent", "inconsistent"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["joint, weight 0.7, anchored", "pseudo, anchored"])
-@pytest.mark.parametrize("move", ["block of 1", "block of 2, hot", "block of 3, cold, mixed", "suffix"])
+@pytest.mark.parametrize("move", KERNELS)
 def test_the_matrix_is_in_detailed_balance_and_the_kernel_is_the_matrix(models, kind, name, move):
     if move == "suffix" and not name.startswith("joint"):
         return
@@ -182,7 +206,7 @@ def test_published_rule_is_its_formula(models):
 
 def test_published_rule_targets_what_it_says_only_where_conditionals_agree(models):
     """Fact B of the reference: with weight 1 and single sites exact for a consistent model, and not for another."""
-    for kind, exact in (("consistent", True), ("inconsistent", False)):
+    for kind, exact in (("consistent", True), ("inconsistent", False), ("network", False)):
         model = models[kind]
         _, log_pi = stated(model, "joint, anchored", 1)
         log_energy = np.array(
@@ -215,8 +239,9 @@ def test_exact_conditionals_are_always_accepted(models):
         assert info.accepted_C.all()
 
 
-def test_suffix_under_the_joint_is_decided_by_the_anchors_alone(models):
-    model = models["inconsistent"]
+@pytest.mark.parametrize("kind", ["inconsistent", "network"])
+def test_suffix_under_the_joint_is_decided_by_the_anchors_alone(models, kind):
+    model = models[kind]
     target, _ = stated(model, "joint, anchored", 810)
     x = STATES.repeat(10, 1)
     _, info = step(SuffixRedraw(), target, x, seed=0)
@@ -252,9 +277,13 @@ def test_tilted_gibbs_is_exact_for_single_sites_of_a_consistent_model(models):
     assert stationarity(TiltedGibbs(size=3), "joint, anchored", models["consistent"])(0, 1) < 1e-6  # blocks are not
 
 
-def test_flat_and_cold_limits(models):
-    """Test 8, pi ** (1 / T) by scaling weight and kappa: uniform proposals."""
-    target, log_pi = stated(models["consistent"], "joint", 8100)
+@pytest.mark.parametrize(
+    ("kind", "part"), [("consistent", "joint"), *itertools.product(KINDS[1:], ["joint", "pseudo"])]
+)
+def test_flat_and_cold_limits(models, kind, part):
+    """Test 8, pi ** (1 / T) by scaling the weight: uniform proposals."""
+    target = dataclasses.replace(stated(models[kind], "joint", 8100)[0], part=part)
+    log_pi = log_target(models[kind], LIST, ORDER, part=part, weight=1.0)
     x, even = STATES.repeat(100, 1), BlockMH(size=1, temperature=1e12)
     _, info = step(even, dataclasses.replace(target, weight=1e-8), x, seed=0)
     assert info.accepted_C.all()
@@ -265,9 +294,10 @@ def test_flat_and_cold_limits(models):
     assert not info.accepted_C[worse].any()
 
 
-def test_flat_limit_with_conditional_proposals(models):
-    """Test 8b: acceptance against its enumerated expectation."""
-    model = models["consistent"]
+@pytest.mark.parametrize("kind", KINDS)
+def test_flat_limit_with_conditional_proposals(models, kind):
+    """Test 8b: acceptance against its enumerated expectation, in which of the law only the conditionals are left."""
+    model = models[kind]
     target, _ = stated(model, "joint", 81_000)
     x = STATES.repeat(1000, 1)
     _, info = step(BlockMH(size=1, temperature=1.0), dataclasses.replace(target, weight=1e-8), x, seed=0)
@@ -280,9 +310,10 @@ def test_flat_limit_with_conditional_proposals(models):
     assert abs(accepted.mean() - np.mean(expected)) < 4 * accepted.std() / len(accepted) ** 0.5
 
 
-def test_a_constant_in_the_energy_changes_no_decision(models):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_constant_in_the_energy_changes_no_decision(models, kind):
     """Test 9: anchors whose energy is 1000 everywhere."""
-    target, _ = stated(models["inconsistent"], "pseudo, anchored", 810)
+    target, _ = stated(models[kind], "pseudo, anchored", 810)
 
     class Shifted(Anchors):
         def log_weight(self, distance_CA):

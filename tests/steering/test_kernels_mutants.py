@@ -14,7 +14,7 @@ from .checks import Case, Numbers, balance, covers, effects, enough, escapes, ge
 from .enumeration import passes
 from .mutants import MUTANTS, Block
 
-PART = {"consistent": "joint", "inconsistent": "pseudo"}
+PART = {"consistent": "joint", "inconsistent": "pseudo", "network": "pseudo"}
 CERTAIN = 1e-6
 """A p value below this: the second look, at another seed and four times the sample, would not be better."""
 
@@ -52,7 +52,7 @@ def catches(test, model, kind, name):
 @pytest.mark.parametrize("kind", PART)
 @pytest.mark.parametrize("name", MUTANTS)
 def test_a_flawed_sampler_is_caught(models, kind, name):
-    for test in getattr(MUTANTS[name], kind).split():
+    for test in MUTANTS[name].seen_by(kind):
         assert catches(test, models[kind], kind, name), f"test {test} does not see: {name}"
 
 

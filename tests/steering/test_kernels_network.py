@@ -1,68 +1,27 @@
-"""The tests of validity on the package's own smallest network: 4 movable features, 3 bins, random weights.
+"""The package's own smallest network asked itself: 4 movable features, 3 bins, random weights.
 
-Its conditionals are tabulated, so that the tests have their full size; the table is the network's answers, and that these do
-not depend on company, order or device is tested on the network itself.
+The other tests of kernels ask the table of its answers (model "network"), so that they have their full size. Here is tested
+that chains on the network are those on its table, and that answers do not depend on company, order or device.
 """
 
 from __future__ import annotations
-
-import itertools
-import math
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from cellxpert.batch import Batch
-from cellxpert.config import NetworkConfig
-from cellxpert.nn import Network
 from cellxpert.steering import BlockMH, Informed, MultipleTry, Schedule, Streams, SuffixRedraw, Target, init, run
 from cellxpert.tasks.conditionals import NetworkConditionals
 
-from .checks import ORDER, Case, balance, covers, effects, long_run, one_step, ranks, relaxation
-from .conftest import N_BINS, N_SITES, STATES, Table
+from .checks import ORDER
+from .conftest import CELL, FEATURES, N_BINS, N_SITES, STATES, context, make
 from .enumeration import passes
-from .mutants import Block
-
-FEATURES = torch.tensor([1, 3, 4, 6])
-CELL = [0, 2, 5]
-
-
-def make(dtype):
-    config = NetworkConfig(
-        width=64, encoder_layers=1, decoder_layers=2, n_experts=2, expert_hidden=8, decoder_hidden=16
-    )
-    generator = torch.Generator().manual_seed(0)
-    network = Network(config, feature_modality=[0] * 8, n_bins=N_BINS, generator=generator).eval()
-    with torch.no_grad():
-        network.bins.linear.weight.normal_(std=0.15, generator=generator)
-        network.bins.prior.weight.normal_(std=0.5, generator=generator)
-        network.embedding.bin.weight.normal_(std=1.0, generator=generator)
-    return network.to(dtype)
 
 
 @pytest.fixture(scope="module")
 def networks():
     return {dtype: make(dtype) for dtype in (torch.float64, torch.float32)}
-
-
-def context(*cells):
-    features = [torch.tensor([8, *cell]) for cell in cells]
-    bins = [torch.tensor([0] + [1 + feature % 2 for feature in cell]) for cell in cells]
-    lengths = torch.tensor([len(f) for f in features])
-    return Batch(feature_T=torch.cat(features), bin_T=torch.cat(bins), lengths_B=lengths)
-
-
-@pytest.fixture(scope="module")
-def table(networks):
-    """Every conditional of the float64 network, asked one after another."""
-    model = NetworkConditionals(networks[torch.float64], context(CELL), FEATURES)
-    seen = torch.tensor(list(itertools.product(range(N_BINS + 1), repeat=N_SITES)))
-    visible = (seen < N_BINS)[:, None].expand(-1, N_SITES, -1) & ~torch.eye(N_SITES, dtype=torch.bool)
-    query = torch.arange(N_SITES).expand(len(seen), -1)
-    log_p = model.log_prob(query, seen.clamp(max=N_BINS - 1), visible)
-    return Table(log_p.transpose(0, 1).contiguous())
 
 
 KERNELS = {
@@ -72,53 +31,37 @@ KERNELS = {
     "informed": Informed(),
     "suffix": SuffixRedraw(),
 }
-EACH = [(k, part) for k, part in itertools.product(KERNELS, ["joint", "pseudo"]) if (k, part) != ("suffix", "pseudo")]
 
 
-def test_the_table_is_no_joint_law(table):
-    """Two orders give two joints, far apart: what makes the tests below bite."""
+def test_the_network_has_no_joint_law(models):
+    """Two orders give two joints, far apart: what makes the tests on its table bite."""
     laws = [
-        Target(model=table, order_CM=torch.tensor([order]).expand(81, -1))(STATES).log_density_C.exp()
+        Target(model=models["network"], order_CM=torch.tensor([order]).expand(81, -1))(STATES).log_density_C.exp()
         for order in (ORDER, ORDER[::-1])
     ]
     assert (laws[0] - laws[1]).abs().sum() / 2 > 0.1
 
 
-@pytest.mark.parametrize(
-    "flaw", ["always accepted", "no Hastings ratio", "top two, uncorrected", "rounded for drawing"]
-)
-def test_flawed_samplers_are_caught_here_too(table, flaw):
-    assert one_step(Case(lambda: Block(flaw), table, tabulated=True), 100_000)(0, 1) < 1e-6
-
-
-@pytest.mark.parametrize(("kernel", "part"), EACH)
-def test_1_one_step(table, kernel, part):
-    n = 50_000 if kernel in {"tries", "informed"} else 200_000
-    assert passes(one_step(Case(lambda: KERNELS[kernel], table, part=part, kappa=0.5), n))
-
-
 @pytest.mark.parametrize("part", ["joint", "pseudo"])
-def test_1_four_steps_with_clamped_sites(table, part):
-    assert passes(one_step(Case(lambda: KERNELS["block"], table, part=part), 50_000, n_steps=4, n_clamped=2))
-
-
-@pytest.mark.parametrize("part", ["joint", "pseudo"])
-def test_2_detailed_balance(table, part):
-    assert passes(balance(Case(lambda: KERNELS["site"], table, part=part), 400_000))
-
-
-@pytest.mark.parametrize("part", ["joint", "pseudo"])
-def test_3_long_runs(table, part):
-    case = Case(lambda: KERNELS["site"], table, part=part, tabulated=part == "pseudo")
-    assert passes(long_run(case, 20_000, math.ceil(20 * relaxation(case, tau=1.0))))
-
-
-def test_4_ranks(table):
-    assert passes(ranks(Case(lambda: KERNELS["block"], table), 8000))
-
-
-def test_13_intervals_of_effects(table):
-    assert covers(effects(Case(lambda: KERNELS["site"], table, part="joint"), 300, 300, burn_in=100))
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_chains_on_the_network_are_those_on_its_table(models, networks, kernel, part):
+    """Same numbers, same states, one site clamped: the truth of the tests on the table is the network's own."""
+    if (kernel, part) == ("suffix", "pseudo"):
+        return
+    network = NetworkConditionals(networks[torch.float64], context(CELL), FEATURES)
+    asked, looked_up = (
+        run(
+            KERNELS[kernel],
+            Target(model=model, order_CM=torch.tensor([ORDER]).expand(81, -1), n_clamped=1, part=part),
+            STATES,
+            schedule=Schedule(n_steps=20),
+            streams=Streams(3, 81),
+        )
+        for model in (network, models["network"])
+    )
+    assert torch.equal(asked.x_RCM, looked_up.x_RCM)
+    torch.testing.assert_close(asked.log_density_TC, looked_up.log_density_TC, rtol=0, atol=1e-9)
+    assert asked.moved_CM.any()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
