@@ -35,8 +35,8 @@ __all__ = ["TASK", "move", "panel_of", "predict_lists", "predict_perturbations"]
 
 SHOWN = {
     "pds_cosine": True,
-    "pds_cosine_low": True,
-    "pds_cosine_high": True,
+    "pds_cosine_low": None,
+    "pds_cosine_high": None,
     "pds_l1": True,
     "centroid_accuracy": True,
     "pearson_delta": True,
