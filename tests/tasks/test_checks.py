@@ -335,6 +335,17 @@ def test_a_table_of_regulators_is_the_mapping_it_says(make_job, table):
     pd.testing.assert_frame_equal(table, before)
 
 
+def test_the_perturbed_gene_by_its_id_is_no_regulator(make_job, screened):
+    """It would stay as it is, and what it was set to would be lost."""
+    vocabulary = screened._state.vocabulary
+    ids = tuple(f"ENSG{i:011d}" for i in range(44))
+    job = make_job("gene_00", regulators={"gene_00": ["gene_02"]})
+    named = replace(vocabulary, blocks=(replace(vocabulary.block("rna"), ids=ids), *vocabulary.blocks[1:]))
+    asked = replace(job.asked, regulators={"gene_00": [ids[0], ids[3], "gene_02"]})
+    job = replace(job, vocabulary=named, asked=asked)
+    assert choices.regulators_of(job, job.requests[0]) == [2, 3]
+
+
 def test_a_gene_that_acts_on_itself_does_so_in_neither_form(make_job):
     table = make_job("gene_00", regulators=REGULON)
     mapping = make_job("gene_00", regulators={"gene_00": ["gene_00", "gene_02", "gene_03"]})

@@ -104,8 +104,8 @@ def own_sites(job: Screen, request: Request, rows: Ints) -> Sites:
 def regulators_of(job: Screen, request: Request) -> list[int]:
     """Return the features that are said to act on a perturbed gene: they cannot respond to it."""
     given = job.asked.regulators or {}
-    names = {name for gene in request.genes for name in given.get(gene, ())} - set(request.genes)
-    return sorted(gene_ids(job.vocabulary, names).values())
+    names = {name for gene in request.genes for name in given.get(gene, ())}
+    return sorted(set(gene_ids(job.vocabulary, names).values()) - set(job.own(request)))
 
 
 def _sites(job: Screen, requests: Sequence[Request], rows: Ints) -> Sites:
