@@ -49,7 +49,7 @@ VARIANTS: Mapping[str, tuple[str, dict[str, object]]] = {
 """Name -> target and settings."""
 N_STEPS = 80
 STEPS: Mapping[str, int] = {"suffix": 24, "multiple-try": 8}
-"""Steps of kernels that ask the network for more at each, so that all chains cost about as much (column ``seconds``)."""
+"""Steps of kernels that ask the network for more at each: as many as cost about the same. The search for kappa comes on top."""
 
 
 def ablate(
