@@ -216,7 +216,7 @@ def factor_model(
         level_NV,
         member_NP,
         mean_PV,
-        share_V=varies_V * n_V / len(rows) * (told_V / deviation_V) ** 2,
+        variance_V=varies_V * n_V / len(rows) * (told_V / deviation_V) ** 2,
         n_factors=n_factors,
         least_unique=_LEAST_UNIQUE,
         rng=rng,
@@ -244,7 +244,7 @@ def leading_factors(
     member_NG: sparse.csr_array,
     mean_GV: Floats,
     *,
-    share_V: Floats,
+    variance_V: Floats,
     n_factors: int,
     least_unique: float,
     rng: np.random.Generator,
@@ -255,7 +255,7 @@ def leading_factors(
     ----------
     level_NV, member_NG, mean_GV
         Magnitudes in deviations of each feature, the group of each cell, and the groups' means: 0 where a feature was not measured.
-    share_V
+    variance_V
         Variance of each feature over all cells: the share of them in which it was measured, less if it is rare; 0 for features
         that have no factors. What is left to noise is counted over what was measured: over all features it would exceed weak
         factors where there are gaps.
@@ -266,14 +266,14 @@ def leading_factors(
     rng
         Source of the solver's start.
     """
-    operator, n_told = deviations(level_NV, member_NG, mean_GV), int((share_V > 0).sum())
+    operator, n_told = deviations(level_NV, member_NG, mean_GV), int((variance_V > 0).sum())
     n = max(min(n_factors, min(operator.shape) - 1, n_told - 1), 0)
-    loading_VR = np.zeros((len(share_V), n))
+    loading_VR = np.zeros((len(variance_V), n))
     if n:
         _, size_R, vector_RV = svds(operator, k=n, v0=rng.standard_normal(min(operator.shape)))
         order = np.argsort(-size_R)
         explained_R = size_R[order] ** 2 / level_NV.shape[0]
-        rest = max(share_V.sum() - explained_R.sum(), 0.0) / max(n_told - n, 1)
+        rest = max(variance_V.sum() - explained_R.sum(), 0.0) / max(n_told - n, 1)
         loading_VR = vector_RV[order].T * np.sqrt(np.maximum(explained_R - rest, 0.0))
     return loading_VR, np.clip(1 - (loading_VR**2).sum(axis=1), least_unique, 1.0)
 

@@ -256,7 +256,7 @@ def _start(
         sparse.csr_array(level_NV * (told_V / deviation_V)),
         member_NG,
         measured_GV * told_V * usual_V / deviation_V,
-        share_V=told_V * n_V / n_G.sum(),
+        variance_V=told_V * n_V / n_G.sum(),
         n_factors=N_FACTORS,
         least_unique=LEAST_UNIQUE,
         rng=np.random.default_rng(seed),
